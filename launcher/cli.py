@@ -1,0 +1,183 @@
+"""The `mmscale` command. What a subcommand needs is imported when it runs, so that `mmscale --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shards.errors import ConfigError, MmscaleError
+
+app = typer.Typer(
+    name="mmscale",
+    help="From raw text-image pairs to a trained and evaluated fusion Transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+shards_app = typer.Typer(help="Write, adopt, check and look at shards.", no_args_is_help=True)
+runs_app = typer.Typer(help="Look at runs and stop them.", no_args_is_help=True)
+checkpoints_app = typer.Typer(help="Look at a run's checkpoints.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
+app.add_typer(runs_app, name="runs")
+app.add_typer(checkpoints_app, name="checkpoints")
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then words that go over it.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+class EngineChoice(str, Enum):
+    """Launchers that `mmscale launch` drives."""
+
+    deepspeed = "deepspeed"
+    torchrun = "torchrun"
+
+
+def main() -> None:
+    """Console script: a user's mistake is one paragraph on stderr and exit code 2 (configuration) or 1, never a traceback."""
+    try:
+        app()
+    except MmscaleError as e:
+        print(f"mmscale: {e}", file=sys.stderr)
+        sys.exit(2 if isinstance(e, ConfigError) else getattr(e, "exit_code", 1))
+
+
+@shards_app.command("write")
+def shards_write(words: Words = None) -> None:
+    """Turn raw pairs into shards, for example: source=table path=pairs.parquet out=data/x image.short_side=256."""
+    from launcher import shard_commands
+
+    shard_commands.write_data_set(*split_words(words or []))
+
+
+@shards_app.command("index")
+def shards_index(folder: Folder) -> None:
+    """Adopt WebDataset tars that others wrote: index each and write the manifest."""
+    from launcher import shard_commands
+
+    shard_commands.index_tars(folder)
+
+
+@shards_app.command("verify")
+def shards_verify(
+    folder: Folder,
+    sample: Annotated[int | None, typer.Option(help="Check and decode only so many samples, spread over the shards.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Re-hash every shard and decode every sample.")] = False,
+) -> None:
+    """Check shards against their checksums. Exit code 1 and the shard:key of every fault when there is one."""
+    from launcher import shard_commands
+
+    raise typer.Exit(shard_commands.verify_data_set(folder, sample, full))
+
+
+@shards_app.command("show")
+def shards_show(
+    folder: Folder,
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="Show this sample instead of the whole.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the picture goes; default: here, named after DIR or KEY.")] = None,
+) -> None:
+    """Print statistics and draw histograms with a contact sheet (PNG), or print one sample and save its image."""
+    from launcher import shard_commands
+
+    shard_commands.show_data_set(folder, key, out)
+
+
+@app.command()
+def launch(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The stage's YAML file.")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Words that go over it.")] = None,
+    engine: Annotated[EngineChoice, typer.Option(help="Who starts the ranks.")] = EngineChoice.deepspeed,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(help="Default: one a CUDA device, one where there is none; the hostfile's slots.")
+    ] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="File of `HOST slots=N` lines; default: this machine alone.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Use only the first so many hosts.")] = None,
+    master_address: Annotated[str | None, typer.Option(help="Address of the first host that the others reach.")] = None,
+    master_port: Annotated[int | None, typer.Option(help="Default: a free port.")] = None,
+    module: Annotated[str, typer.Option(help="The module that every rank runs.")] = "mmscale.train",
+    grace_s: Annotated[float, typer.Option(help="Seconds the ranks get to end after a signal.")] = 60.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the command, start nothing.")] = False,
+) -> None:
+    """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended."""
+    from launcher import machine, plan, start
+
+    request = plan.LaunchRequest(
+        arguments=(config, *(words or [])),
+        engine=engine.value,
+        module=module,
+        ranks_per_node=ranks_per_node,
+        hostfile=hostfile,
+        hosts=None if hostfile is None else machine.read_hostfile(hostfile),
+        nodes=nodes,
+        master_address=master_address,
+        grace_s=grace_s,
+    )
+    raise typer.Exit(start.launch(request, master_port, dry_run=dry_run))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder (its newest checkpoint).")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="task=... data=... and other keys.")] = None,
+) -> None:
+    """Evaluate a checkpoint, for example: task=retrieval data=data/x."""
+    from mmscale.evaluate import evaluate_command
+
+    for name, value in evaluate_command(checkpoint, words or []).items():
+        print(f"{name:<24}{value:.6g}")
+
+
+@runs_app.command("ls")
+def runs_ls(below: Annotated[Path, typer.Argument(metavar="[DIR]", help="Look for runs here and below.")] = Path("runs")) -> None:
+    """List the runs below a folder: state, step, loss, rate, time left."""
+    from launcher import run_commands
+
+    run_commands.ls(below)
+
+
+@runs_app.command("show")
+def runs_show(run: RunFolderArgument) -> None:
+    """Show a run: how far it is, its newest metrics, its checkpoints, its newest launch."""
+    from launcher import run_commands
+
+    run_commands.show(run)
+
+
+@runs_app.command("stop")
+def runs_stop(
+    run: RunFolderArgument,
+    grace_s: Annotated[float, typer.Option(help="Seconds the ranks get to checkpoint and end before they are killed.")] = 60.0,
+) -> None:
+    """Stop a run that was launched on this machine; its ranks commit a checkpoint first."""
+    from launcher import run_commands
+
+    run_commands.stop(run, grace_s)
+
+
+@checkpoints_app.command("ls")
+def checkpoints_ls(run: RunFolderArgument) -> None:
+    """List a run's committed checkpoints: step, size, age."""
+    from launcher import run_commands
+
+    run_commands.list_checkpoints(run)
+
+
+@checkpoints_app.command("verify")
+def checkpoints_verify(run: RunFolderArgument) -> None:
+    """Re-hash every file of a run's checkpoints. Exit code 1 when one is damaged."""
+    from launcher import run_commands
+
+    raise typer.Exit(run_commands.verify_checkpoints(run))
+
+
+def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Tell an optional leading configuration file from the `key=value` words after it."""
+    if words and "=" not in words[0]:
+        return Path(words[0]), list(words[1:])
+    return None, list(words)

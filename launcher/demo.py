@@ -1,0 +1,206 @@
+"""`make demo`: the main job from raw pairs to evaluated models, as the very commands that a user would type.
+
+Without data of the user's own it draws glyphs and holds out whole styles of them; otherwise it holds out every tenth shard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from launcher.engines.deepspeed import find_program
+from launcher.errors import LaunchError
+from shards.errors import ConfigError, MmscaleError
+
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
+CONFIGS = Path("configs/demo")
+RANKS = 2
+ROWS_PER_SHARD = 50
+"""Of the user's own pairs: small shards, so that a tenth of them can be held out of few pairs too."""
+OWN_MODEL = ("model.image_size=64", "model.patch_size=16")
+"""The user's pictures are looked at more closely than glyphs, with as many patches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One command of the demo."""
+
+    title: str
+    words: tuple[str, ...]
+    """What follows `mmscale`."""
+
+
+def glyph_stages(out: Path) -> list[Stage]:
+    """The stages over drawn glyphs. Pure."""
+    shards, evaluations = out / "shards", out / "evaluations"
+    pretrain, finetune = out / "pretrain", out / "finetune"
+    heldout = f"data={shards / 'heldout'}"
+    return [
+        *(
+            Stage(
+                title=f"glyphs, {split} styles -> shards",
+                words=("shards", "write", str(CONFIGS / "shards.yaml"), f"glyphs.split={split}", f"out={shards / split}"),
+            )
+            for split in ("train", "heldout")
+        ),
+        _launch("pretraining", "pretrain.yaml", f"run={pretrain}", f"data.shards={shards / 'train'}"),
+        _launch(
+            "fine-tuning: the script of a glyph",
+            "finetune.yaml",
+            f"run={finetune}",
+            f"data.shards={shards / 'train'}",
+            f"init_from={pretrain}",
+        ),
+        _evaluate("retrieval", pretrain, evaluations, heldout, "samples=1000"),
+        _evaluate("captioning", pretrain, evaluations, heldout, "samples=1000"),
+        _evaluate("classification", finetune, evaluations, heldout),
+    ]
+
+
+def own_stages(out: Path, label: str | None) -> list[Stage]:
+    """The stages over the user's own pairs, once `write_own_shards` has written and parted them. Pure."""
+    shards, evaluations = out / "shards", out / "evaluations"
+    pretrain, finetune = out / "pretrain", out / "finetune"
+    data = (f"data.shards={shards / 'train'}", f"data.tokenizer={shards / 'all' / 'tokenizer'}")
+    heldout = f"data={shards / 'heldout'}"
+    stages = [
+        *(Stage(title=f"{part} shards -> a data set", words=("shards", "index", str(shards / part))) for part in ("train", "heldout")),
+        _launch("pretraining", "pretrain.yaml", f"run={pretrain}", *data, *OWN_MODEL),
+        _evaluate("retrieval", pretrain, evaluations, heldout, "samples=1000"),
+        _evaluate("captioning", pretrain, evaluations, heldout, "samples=1000"),
+    ]
+    if label is not None:
+        words = (f"run={finetune}", *data, *OWN_MODEL, f"init_from={pretrain}", f"data.label={label}")
+        stages.append(_launch(f"fine-tuning: the label {label}", "finetune.yaml", *words))
+        stages.append(_evaluate("classification", finetune, evaluations, heldout))
+    return stages
+
+
+def source_words(data: Path) -> tuple[str, ...]:
+    """How `mmscale shards write` reads a path: a table by its suffix, a folder of tars, a folder of files.
+
+    Raises:
+        ConfigError: there is nothing, or a file of another kind.
+    """
+    if not data.exists():
+        raise ConfigError(f"There is no {str(data)!r}. Give DATA the path of a folder of images with .txt or .json files, or of a table.")
+    if data.is_file() and data.suffix not in TABLES:
+        raise ConfigError(f"{str(data)!r} is not a table that can be read: its name must end in {', '.join(sorted(TABLES))}.")
+    source = "table" if data.is_file() else "webdataset" if any(data.glob("*.tar")) else "folder"
+    return (f"source={source}", f"path={data}")
+
+
+def hold_out(shards: Path) -> None:
+    """Part a data set by whole shards, every tenth for testing: hard links, no bytes are copied.
+
+    Raises:
+        ConfigError: fewer than two shards.
+    """
+    tars = sorted((shards / "all").glob("*.tar"))
+    if len(tars) < 2:
+        raise ConfigError(f"These are too few pairs to hold some out: at least {ROWS_PER_SHARD + 1} are needed.")
+    every = min(10, len(tars))
+    for number, tar in enumerate(tars, start=1):
+        part = shards / ("train" if number % every else "heldout")
+        part.mkdir(exist_ok=True)
+        for path in (tar, tar.with_name(f"{tar.stem}.index.arrow")):
+            if not (part / path.name).exists():
+                os.link(path, part / path.name)
+
+
+def main(
+    data: Annotated[Path | None, typer.Option(help="The user's own pairs: a folder or a table.")] = None,
+    label: Annotated[str | None, typer.Option(help="Field of the user's pairs to classify by; default: no classifier.")] = None,
+) -> None:
+    """Run the demo and end with a table, summary.json and where to look further."""
+    start = time.monotonic()
+    try:
+        if data is None:
+            out, stages = Path("runs/demo"), glyph_stages(Path("runs/demo"))
+        else:
+            out = Path("runs") / f"demo-{data.resolve().stem}"
+            write_own_shards(data, out / "shards")
+            stages = own_stages(out, label)
+        for number, stage in enumerate(stages, start=1):
+            run_stage(stage, f"{number} of {len(stages)}")
+        summary = summarize(read_metrics(out / "evaluations"), minutes=(time.monotonic() - start) / 60)
+    except MmscaleError as e:
+        print(f"demo: {e}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(e, ConfigError) else 1) from e
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print_summary(summary, out)
+
+
+def write_own_shards(data: Path, shards: Path) -> None:
+    """Write the user's pairs and hold some out.
+
+    Raises:
+        ConfigError, LaunchError: as `source_words`, `hold_out` and `run_stage`.
+    """
+    words = (*source_words(data), f"out={shards / 'all'}", f"rows_per_shard={ROWS_PER_SHARD}", "image.short_side=64")
+    tokenizer = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=4096", "tokenizer.lowercase=true")
+    run_stage(Stage(title=f"{data} -> shards", words=("shards", "write", *words, *tokenizer)), "first")
+    hold_out(shards)
+
+
+def run_stage(stage: Stage, place: str) -> None:
+    """Run one command, shown as a user would type it.
+
+    Raises:
+        LaunchError: it fails.
+    """
+    print(f"\n== {place}: {stage.title}\n$ mmscale {shlex.join(stage.words)}", flush=True)
+    code = subprocess.run([find_program("mmscale"), *stage.words], check=False).returncode
+    if code != 0:
+        raise LaunchError(f"The stage {stage.title!r} failed with exit code {code}; its own message is above.", exit_code=1)
+
+
+def read_metrics(evaluations: Path) -> dict[str, dict[str, float]]:
+    """Read each evaluation's metrics: task -> name -> value."""
+    reports = sorted(evaluations.glob("*/report.json"))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["metrics"] for path in reports}
+
+
+def summarize(metrics: Mapping[str, Mapping[str, float]], minutes: float) -> dict[str, Any]:
+    """Keep the numbers that tell whether the demo worked; accuracies are fractions of 1. Pure."""
+    wanted = {
+        "retrieval": ("candidates", "image_to_text_r1", "text_to_image_r1"),
+        "captioning": ("exact_match",),
+        "classification": ("accuracy",),
+    }
+    kept = {task: {name: metrics[task][name] for name in names} for task, names in wanted.items() if task in metrics}
+    return kept | {"minutes": round(minutes, 2)}
+
+
+def print_summary(summary: Mapping[str, Any], out: Path) -> None:
+    """Print the table, and where the pictures and curves are."""
+    print()
+    for task in (t for t in summary if t != "minutes"):
+        for name, value in summary[task].items():
+            print(f"{task:<16}{name:<20}{f'{value:>8,.0f}' if name == 'candidates' else f'{value:>8.1%}'}")
+    print(f"{'time':<16}{'minutes':<20}{summary['minutes']:>8.1f}")
+    picture = out / "evaluations" / "retrieval" / "retrieval.png"
+    print(f"\nnumbers      {out / 'summary.json'}\npicture      {picture if picture.exists() else 'none'}")
+    print(f"TensorBoard  .venv/bin/tensorboard --logdir {out}")
+
+
+def _launch(title: str, stage: str, *words: str) -> Stage:
+    return Stage(title=title, words=("launch", str(CONFIGS / stage), *words, "--ranks-per-node", str(RANKS)))
+
+
+def _evaluate(task: str, run: Path, evaluations: Path, *words: str) -> Stage:
+    return Stage(title=f"evaluation: {task}", words=("evaluate", str(run), f"task={task}", *words, f"out={evaluations / task}"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,75 @@
+"""What a plan needs to know of this machine: cores, accelerators, a free port. Found without torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shards.errors import ConfigError
+
+OTHER_ACCELERATORS = ("kfd", "accel", "davinci_manager", "dxg")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """The node that the launcher runs on."""
+
+    cores: int
+    """Cores this process may use."""
+    accelerator: Literal["cuda", "cpu", "other"]
+    """other: a device file of another vendor is there, and DeepSpeed is left to find out which."""
+    devices: tuple[str, ...] | None = None
+    """cuda: what CUDA_VISIBLE_DEVICES lists, or every index; other: None."""
+    devices_are_restricted: bool = False
+    """CUDA_VISIBLE_DEVICES is set."""
+
+
+def this_machine(device_files: Path = Path("/dev")) -> Machine:
+    """Look at the device files and the environment (CUDA_VISIBLE_DEVICES, DS_ACCELERATOR)."""
+    cores = len(os.sched_getaffinity(0))
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return Machine(cores=cores, accelerator="cpu")
+    if any((device_files / name).exists() for name in OTHER_ACCELERATORS):
+        return Machine(cores=cores, accelerator="other")
+    found = sorted(int(p.name.removeprefix("nvidia")) for p in device_files.glob("nvidia*") if p.name.removeprefix("nvidia").isdigit())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not found or visible in ("", "-1"):
+        return Machine(cores=cores, accelerator="cpu")
+    devices = tuple(map(str, found)) if visible is None else tuple(name.strip() for name in visible.split(",") if name.strip())
+    return Machine(cores=cores, accelerator="cuda", devices=devices, devices_are_restricted=visible is not None)
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago, on every address."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Read `HOST slots=N` lines, in order. DeepSpeed would go on with this machine alone where the file is missing.
+
+    Raises:
+        ConfigError: no such file, a line of another form, a host twice, or no host.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"The hostfile {str(path)!r} cannot be read: {e}. Give the path of a file of `HOST slots=N` lines.") from e
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        slots = words[1].removeprefix("slots=") if len(words) == 2 else ""
+        if not slots.isdigit() or int(slots) == 0 or not words[-1].startswith("slots="):
+            raise ConfigError(f"{path}:{number}: {line.strip()!r} is not of the form `HOST slots=N`, such as `node-1 slots=8`.")
+        if words[0] in hosts:
+            raise ConfigError(f"{path}:{number}: the host {words[0]!r} is listed twice. Give it one line with all its slots.")
+        hosts[words[0]] = int(slots)
+    if not hosts:
+        raise ConfigError(f"The hostfile {str(path)!r} lists no host. Give it `HOST slots=N` lines, such as `node-1 slots=8`.")
+    return hosts

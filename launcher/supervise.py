@@ -1,0 +1,182 @@
+"""Run a plan's command to its end, whatever happens to it, and say truthfully how it ended.
+
+What DeepSpeed's launcher does not do, and this does: an exit code of 0 counts only with a status.json that says `finished` for this very
+launch; a signal reaches every rank at once; nothing that was started is left running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from launcher import logs, processes
+from launcher.engines import Engine, engine_of
+from launcher.errors import LaunchError
+from launcher.monitor import LaunchRecord, Status, read_status, write_launch
+from launcher.plan import LaunchPlan
+from mmscale.errors import RunError
+
+POLL_S = 0.1
+STOPPED, NO_PROGRESS = 85, 86
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# An outer launcher's; the ranks must not take them for their own.
+INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(slots=True)
+class Received:
+    """The signals that came, oldest first."""
+
+    numbers: list[signal.Signals] = field(default_factory=list)
+    forwarded: int = 0
+    deadline: float = float("inf")
+    """When the ranks' time to end is over, on the monotonic clock."""
+
+
+def supervise(plan: LaunchPlan) -> int:
+    """Start a plan, follow it, clean up after it.
+
+    Returns:
+        The exit code: 0 finished, 85 checkpointed on request, 86 no progress, 128 + N ended by signal N.
+
+    Raises:
+        LaunchError: the run failed.
+        RunError: it could not be started.
+    """
+    engine = engine_of(plan.engine)
+    _refuse_second_launch(plan)
+    plan.logs.mkdir(parents=True)
+    engine.prepare(plan)
+    command = [engine.program(), *engine.command(plan)[1:]]
+    environment = {k: v for k, v in os.environ.items() if k not in INHERITED} | engine.variables(plan)
+    processes.become_subreaper()
+    watch = processes.RankWatch(plan.ranks if plan.is_local else 0)
+    with _listening() as received:
+        write_launch(plan.run, LaunchRecord.started(plan))
+        try:
+            # a session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on once
+            child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            _follow(plan, engine, child, watch, received)
+        finally:
+            left = processes.kill_descendants()
+    if left:
+        _say(f"{left} processes of the run were still there and were killed.")
+    return _verdict(plan, engine, child.returncode, watch, received)
+
+
+def _follow(plan: LaunchPlan, engine: Engine, child: subprocess.Popen[bytes], watch: processes.RankWatch, received: Received) -> None:
+    """Until the command has ended: copy the first rank's output, note which ranks end, pass signals on."""
+    follower = logs.Follower(sys.stdout.buffer)
+    while child.poll() is None:
+        watch.look()
+        processes.reap(keep=child.pid)
+        follower.copy(engine.rank_logs(plan).get(0, []))
+        _pass_on(plan, child, watch, received)
+        time.sleep(POLL_S)
+    watch.look()
+    follower.copy(engine.rank_logs(plan).get(0, []))
+
+
+def _pass_on(plan: LaunchPlan, child: subprocess.Popen[bytes], watch: processes.RankWatch, received: Received) -> None:
+    """Give a new signal to the ranks; kill everything at a second request to stop, or when the time is over."""
+    stops = [n for n in received.numbers if n not in (signal.SIGUSR1, signal.SIGUSR2)]
+    if len(stops) > 1 or time.monotonic() > received.deadline:
+        for process in processes.descendants():
+            processes.send(process, signal.SIGKILL)
+        return
+    for number in received.numbers[received.forwarded :]:
+        received.forwarded += 1
+        if not plan.is_local:
+            child.send_signal(signal.SIGTERM)  # its handler tells the other hosts
+        elif watch.alive():
+            watch.send(number)
+        elif number in stops:
+            for process in processes.descendants():
+                processes.send(process, signal.SIGTERM)
+        if number in stops:
+            received.deadline = time.monotonic() + plan.grace_s
+            _say(f"{number.name} passed on to the ranks. They have {plan.grace_s:g} s to end; once more kills them at once.")
+
+
+@contextmanager
+def _listening() -> Iterator[Received]:
+    """Collect signals instead of dying of them; one that is ignored (nohup) stays ignored."""
+    received = Received()
+    numbers = [n for n in FORWARDED if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda number, _: received.numbers.append(signal.Signals(number))) for n in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse_second_launch(plan: LaunchPlan) -> None:
+    pids = [str(p.pid) for p in processes.processes_of_run(plan.run)]
+    if pids:
+        raise RunError(
+            f"The run {str(plan.run)!r} is already being trained on this machine, by the processes {', '.join(pids)}: two launches would "
+            f"write over each other. Wait for it, or stop it with `mmscale runs stop {plan.run}`."
+        )
+
+
+def _verdict(plan: LaunchPlan, engine: Engine, code: int, watch: processes.RankWatch, received: Received) -> int:
+    """How it ended, from the command's exit code and the run's own word."""
+    status = read_status(plan.run)
+    mine = status if status is not None and status.launch_id == plan.launch_id else None
+    number = received.numbers[0] if received.numbers else None
+    if code in (STOPPED, NO_PROGRESS) or (mine is not None and mine.state == "stopped"):
+        result = NO_PROGRESS if code == NO_PROGRESS else STOPPED
+    elif code == 0 and mine is not None and mine.state == "finished":
+        result = 0
+    elif number is not None:
+        result = 128 + number
+    else:
+        result = code % 256 or 1
+    write_launch(plan.run, LaunchRecord.started(plan).ended(result))
+    if result in (0, STOPPED, NO_PROGRESS):
+        _say({0: "finished", STOPPED: "stopped on request, checkpoint committed", NO_PROGRESS: "no progress"}[result] + f": {plan.run}")
+    elif number is not None:
+        _say(f"ended by {number.name} {_where(mine)}. The same command goes on from its newest checkpoint.")
+    else:
+        _print_first_failure(plan, engine, watch)
+        raise LaunchError(_explain(plan, code, mine), exit_code=result)
+    return result
+
+
+def _explain(plan: LaunchPlan, code: int, mine: Status | None) -> str:
+    advice = f"The output of every rank is in {plan.logs}. The same command goes on from its newest checkpoint."
+    if code == 0:
+        return (
+            f"`{plan.engine}` ended with exit code 0, but the run did not finish: it ended {_where(mine)}. This is what "
+            f"DeepSpeed's launcher does when one of its own processes is killed, by a signal or for want of memory. {advice}"
+        )
+    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    killed = f", which is how it reports a rank that {signal.Signals(256 - code).name} ended" if 256 - code in (6, 7, 9, 11, 15) else ""
+    return f"The run failed {_where(mine)}: `{plan.engine}` {ended}{killed}. {advice}"
+
+
+def _where(mine: Status | None) -> str:
+    if mine is None:
+        return "before its first step (its status.json tells nothing of this launch)"
+    return f"at step {mine.step if mine.step is not None else '?'} of {mine.steps} (its status.json says {mine.state!r})"
+
+
+def _print_first_failure(plan: LaunchPlan, engine: Engine, watch: processes.RankWatch) -> None:
+    files = engine.rank_logs(plan)
+    rank = logs.first_failure(watch.ended(), watch.last_alive, files)
+    if rank is None:
+        return
+    _say(f"rank {rank} ended first; its last lines:")
+    for line in logs.tail(files.get(rank, [])):
+        print(f"  [rank {rank}] {line}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(f"mmscale launch: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,164 @@
+"""From a configuration and a world to everything that the loop needs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mmscale.arithmetic import BatchPlan, plan_batch
+from mmscale.checkpoint.find import resolve
+from mmscale.checkpoint.model_folder import init_from, model_folder
+from mmscale.checkpoint.state import RunState, read_state
+from mmscale.config import RunConfig
+from mmscale.data.collate import Collator
+from mmscale.data.dataset import ShardDataset
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.ema import MovingAverage
+from mmscale.engine import Trainee, build_engine
+from mmscale.model import MMScaleModel, mmscale_config
+from mmscale.objectives import Objective, build_objectives
+from mmscale.optim import freeze
+from mmscale.run_folder import RunFolder
+from mmscale.tasks import head_sizes, label_vocabulary
+from mmscale.world import World, resolve_precision
+from shards import configfile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """Everything of one run; built once, then only used."""
+
+    config: RunConfig
+    world: World
+    group: dist.ProcessGroup
+    folder: RunFolder
+    plan: BatchPlan
+    dtype: torch.dtype
+    dataset: ShardDataset
+    tokenizer: TextTokenizer
+    tokenizer_folder: Path
+    collator: Collator
+    objectives: Sequence[Objective]
+    trainee: Trainee
+    engine: Any
+    average: MovingAverage | None
+    reports: Sequence[str]
+    """What initialisation has to say to people."""
+
+
+def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
+    """Build data, model and engine (all ranks call).
+
+    Raises:
+        ConfigError, ShardError, CheckpointError: what the configuration asks for cannot be had.
+    """
+    plan = plan_batch(config, world.size)
+    dtype = resolve_precision(config.train.precision, world.device)
+    dataset = ShardDataset(config.data.shards, seed=config.train.seed, image_size=config.model.image_size)
+    origin = resolve(config.init_from) if config.init_from else None
+    tokenizer_folder = find_tokenizer(config, origin)
+    tokenizer = TextTokenizer(tokenizer_folder)
+    labels = agree_on_labels(config, dataset, world, group)
+    model, reports = build_model(config, tokenizer, labels, origin)
+    objectives = build_objectives(config)
+    for objective in objectives:
+        objective.check(plan.micro_batch, world.size)
+    trainee = Trainee(model, objectives)
+    engine = build_engine(trainee, config, plan, dtype)
+    decay = config.train.ema_decay
+    return Run(
+        config=config,
+        world=world,
+        group=group,
+        folder=RunFolder(Path(config.run)),
+        plan=plan,
+        dtype=dtype,
+        dataset=dataset,
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        collator=Collator.from_config(config, tokenizer, training=True, labels=labels),
+        objectives=objectives,
+        trainee=trainee,
+        engine=engine,
+        average=None if decay is None else MovingAverage(engine, model, decay),
+        reports=reports,
+    )
+
+
+def agree_on_labels(config: RunConfig, dataset: ShardDataset, world: World, group: dist.ProcessGroup) -> list[str] | None:
+    """Read the label vocabulary once, on rank 0, for all (all ranks call)."""
+    found: list[list[str] | None] = [label_vocabulary(config, dataset) if world.is_first else None]
+    dist.broadcast_object_list(found, src=0, group=group)
+    return found[0]
+
+
+def checkpoint_config(folder: Path) -> RunConfig:
+    """Read the configuration that a checkpoint's run was trained with.
+
+    Raises:
+        CheckpointError: the checkpoint does not say, or is of another version.
+    """
+    state = read_state(folder)
+    return configfile.build(RunConfig, [(str(folder), state.config)])
+
+
+def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
+    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the shards."""
+    if config.data.tokenizer is not None:
+        return Path(config.data.tokenizer)
+    if origin is not None and (model_folder(origin) / "tokenizer").is_dir():
+        return model_folder(origin) / "tokenizer"
+    return Path(config.data.shards) / "tokenizer"
+
+
+def build_model(
+    config: RunConfig, tokenizer: TextTokenizer, labels: Sequence[str] | None, origin: Path | None
+) -> tuple[MMScaleModel, list[str]]:
+    """Build the model on the CPU, equal on every rank, and start it from the weights that the configuration names."""
+    torch.manual_seed(config.train.seed)
+    special = {"pad": tokenizer.pad, "begin": tokenizer.begin, "end": tokenizer.end, "mask": tokenizer.mask}
+    candidates = config.objectives.contrastive.group or config.train.global_batch
+    shape = mmscale_config(config.model, tokenizer.vocab_size, special, head_sizes(config, labels), candidates=candidates)
+    if labels is not None:
+        shape.id2label = dict(enumerate(labels))
+        shape.label2id = {label: i for i, label in enumerate(labels)}
+    model = MMScaleModel(shape)
+    reports = [str(r) for r in model.load_pretrained_towers(config.model)]
+    if origin is not None:
+        reports.append(str(init_from(model, origin)))
+    frozen = freeze(model, config.optimizer.freeze)
+    if frozen:
+        reports.append(f"frozen      {len(frozen)} tensors, such as {frozen[0]}")
+    return model, reports
+
+
+def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int) -> RunState:
+    """Describe the run as it stands, for its checkpoint."""
+    plain = configfile.to_plain(run.config)
+    model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
+    return RunState(
+        step=step,
+        samples_seen=samples_seen,
+        quarantined=quarantined,
+        data=run.dataset.digest,
+        order=run.dataset.order.fingerprint(),
+        tokenizer=run.tokenizer.digest,
+        model=model | {"vocab_size": run.tokenizer.vocab_size},
+        global_batch=run.plan.global_batch,
+        topology={
+            "ranks": run.world.size,
+            "micro_batch": run.plan.micro_batch,
+            "zero.stage": run.config.zero.stage,
+            "precision": str(run.dtype).removeprefix("torch."),
+        },
+        objectives={o.name: o.weight for o in run.objectives},
+        config=plain,
+        versions={"python": platform.python_version()} | {n: version(n) for n in ("mmscale", "torch", "deepspeed", "transformers")},
+    )

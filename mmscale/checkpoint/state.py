@@ -1,0 +1,96 @@
+"""What a checkpoint says about the run it belongs to, and whether this run may continue it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmscale.errors import CheckpointError, TopologyError
+
+NAME = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """The progress and identity of a run."""
+
+    step: int
+    """Optimizer steps done."""
+    samples_seen: int
+    """Samples consumed: the loader's whole state."""
+    quarantined: int
+    """Samples that did not decode."""
+    data: str
+    """Digest of the data set."""
+    order: str
+    """Fingerprint of the global order (data set, seed, order version)."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    model: dict[str, Any]
+    """Shape of the model."""
+    global_batch: int
+    """Samples an optimizer step."""
+    topology: dict[str, Any]
+    """Ranks, micro-batch, accumulation, ZeRO stage and compute type."""
+    objectives: dict[str, float]
+    """Objectives and their weights."""
+    config: dict[str, Any]
+    """The whole configuration, for people."""
+    versions: dict[str, str]
+    """Versions of mmscale, torch, deepspeed, transformers and Python."""
+
+
+def write_state(folder: Path, state: RunState) -> Path:
+    """Write run.json into a checkpoint that is being made."""
+    path = folder / NAME
+    path.write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_state(folder: Path) -> RunState:
+    """Read run.json of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version.
+    """
+    path = folder / NAME
+    try:
+        return RunState(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as e:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {e}. It is no checkpoint of this version of mmscale.") from e
+
+
+def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
+    """Refuse to continue a run with what would silently make it another one.
+
+    Raises:
+        CheckpointError: another model, data set, order, tokenizer or global batch.
+        TopologyError: another number of ranks, micro-batch, ZeRO stage or compute type.
+    """
+    start = f"The run's checkpoint {str(folder)!r} cannot be continued:"
+    if changed := _differences(saved.model, now.model):
+        raise CheckpointError(f"{start} it is of another model ({changed}). Restore the model's configuration, or use a new `run` folder.")
+    if saved.data != now.data:
+        raise CheckpointError(
+            f"{start} it is of another data set (digest {saved.data[:12]}, now {now.data[:12]}). Restore `data.shards`, or use a new `run` "
+            "folder with init_from set to this checkpoint."
+        )
+    for name, key in (("order", "train.seed"), ("tokenizer", "data.tokenizer"), ("global_batch", "train.global_batch")):
+        before, after = getattr(saved, name), getattr(now, name)
+        if before != after:
+            raise CheckpointError(
+                f"{start} its {name} was {_short(before)}, now it is {_short(after)}. Restore `{key}`, or use a new `run` folder."
+            )
+    if changed := _differences(saved.topology, now.topology):
+        raise TopologyError(f"{start} it was written on another topology ({changed}). Start the run as it was started before.")
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> str:
+    keys = sorted(set(before) | set(after))
+    return ", ".join(f"{k} was {before.get(k)}, now {after.get(k)}" for k in keys if before.get(k) != after.get(k))
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)

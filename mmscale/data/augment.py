@@ -1,0 +1,95 @@
+"""Image augmentation that is a pure function of (seed, position): the same on any rank, worker and resume."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmscale.config import AugmentConfig
+from mmscale.data.keyed import Purpose, uniform
+
+DRAWS = 8
+"""Numbers an image takes; each kind of change has its own place, so that turning one on leaves the others as they were."""
+
+_SHIFT_X, _SHIFT_Y, _SCALE, _FLIP, _BRIGHTNESS, _CONTRAST, _CHANNELS, _DIHEDRAL = range(DRAWS)
+_PERMUTATIONS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+
+
+def draws_for(seed: int, positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Draw what `apply` needs: (M, DRAWS) numbers in (0, 1)."""
+    return uniform(seed, positions, Purpose.AUGMENT, DRAWS)
+
+
+def is_active(config: AugmentConfig) -> bool:
+    """Whether the configuration changes any image."""
+    return config != AugmentConfig()
+
+
+def augment(image: NDArray[np.uint8], config: AugmentConfig, seed: int, position: int) -> NDArray[np.uint8]:
+    """Augment the image of one position.
+
+    Args:
+        image: (S, S, 3) uint8.
+        config: which changes, and how strong.
+        seed: the run's seed.
+        position: the sample's global position.
+
+    Returns:
+        A new (S, S, 3) uint8.
+    """
+    return apply(image, config, draws_for(seed, np.array([position]))[0])
+
+
+def apply(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Augment an image by numbers already drawn: move and zoom, mirror and turn, then colour.
+
+    Args:
+        image: (S, S, 3) uint8.
+        config: which changes, and how strong.
+        draws: (DRAWS,) numbers in (0, 1).
+    """
+    changed = _move(image, config, draws)
+    if config.flip > 0 and draws[_FLIP] < config.flip:
+        changed = changed[:, ::-1]
+    if config.dihedral:
+        turn = int(draws[_DIHEDRAL] * 8)
+        changed = np.rot90(changed[:, ::-1] if turn >= 4 else changed, turn % 4)
+    if config.channel_permutation:
+        changed = changed[..., _PERMUTATIONS[int(draws[_CHANNELS] * 6)]]
+    return np.array(_recolour(changed, config, draws), order="C")
+
+
+def _move(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Shift and zoom; what comes in from outside repeats the border."""
+    side = image.shape[0]
+    shift_x, shift_y = (int(draws[i] * (2 * config.shift + 1)) - config.shift for i in (_SHIFT_X, _SHIFT_Y))
+    zoom = 1 + config.scale * _signed(draws[_SCALE])
+    margin = max(0, int(np.ceil(side * (1 / zoom - 1) / 2))) + 1 if config.scale > 0 else 0
+    if not (margin or shift_x or shift_y):
+        return image
+    span = np.arange(-margin, side + margin)
+    rows, columns = (np.clip(span - shift, 0, side - 1) for shift in (shift_y, shift_x))
+    moved: NDArray[np.uint8] = image[rows][:, columns]
+    if not margin:
+        return moved
+    middle, half = margin + side / 2, side / zoom / 2
+    box = (middle - half, middle - half, middle + half, middle + half)
+    return np.asarray(Image.fromarray(moved).resize((side, side), Image.Resampling.BILINEAR, box=box))
+
+
+def _recolour(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Brightness scales values, contrast spreads them about the image's mean; both are one look-up table."""
+    if not (config.brightness or config.contrast):
+        return image
+    brighter = 1 + config.brightness * _signed(draws[_BRIGHTNESS])
+    stronger = 1 + config.contrast * _signed(draws[_CONTRAST])
+    mean = image.mean() if config.contrast else 0.0
+    table = ((np.arange(256) - mean) * stronger + mean) * brighter
+    recoloured: NDArray[np.uint8] = np.empty(image.shape, np.uint8)
+    np.take(np.rint(table).clip(0, 255).astype(np.uint8), image, out=recoloured, mode="clip")
+    return recoloured
+
+
+def _signed(draw: float) -> float:
+    return float(2 * draw - 1)

@@ -1,0 +1,84 @@
+"""What one micro-batch of one rank holds. Ragged text is concatenated, never padded; image-free and text-free rows are normal.
+
+Shape letters: M samples, N images, S sequences of a text stream, T tokens of a text stream, P patches an image, G group size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that takes no part in a loss."""
+
+
+@dataclass(slots=True)
+class TextStream:
+    """Ragged token sequences, concatenated."""
+
+    ids_T: Tensor
+    """int64 token ids."""
+    cu_seqlens_S1: Tensor
+    """int32 offsets, S + 1 of them, from 0 to T."""
+    rows_S: Tensor
+    """int64 row in [0, M) of the sample each sequence belongs to; strictly increasing."""
+    labels_T: Tensor
+    """int64 target of each token, IGNORE where there is none. Causal stream: the next token. Bidirectional stream: the token that a mask hides."""
+    fuse_S: Tensor
+    """bool: whether the sequence enters the fusion layers."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """One micro-batch of one rank."""
+
+    positions_M: Tensor
+    """int64 global positions."""
+    weights_M: Tensor
+    """float32: 1, or 0 for a quarantined sample (which then has no image and no text here)."""
+    keys: list[str]
+    """The samples' keys, in order."""
+    pixels_NCHW: Tensor
+    """uint8 images, RGB, of the model's input size."""
+    image_rows_N: Tensor
+    """int64 row in [0, M) of the sample each image belongs to; strictly increasing."""
+    patch_mask_NP: Tensor
+    """bool: True where masked-image modelling hides a patch; all False where it is off."""
+    caption: TextStream
+    """The causal stream."""
+    text: TextStream
+    """The bidirectional stream: masked captions in pretraining, questions in fine-tuning."""
+    gumbel_MG: Tensor
+    """float32 Gumbel noise, keyed by (seed, position), for drawing hard negatives; G is the matching group (M when it is null)."""
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    """Task targets, one entry a sample (M,): `label` int64, IGNORE where the sample has none."""
+    fields: list[dict[str, Any]] = field(default_factory=list)
+    """The samples' json fields plus `captions`, for evaluation; empty in training."""
+
+    @property
+    def size(self) -> int:
+        """M, the number of samples."""
+        return len(self.keys)
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
+        """Copy every tensor to a device."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Copy every tensor to page-locked memory (DataLoader calls this by name)."""
+        return self._map(lambda t: t.pin_memory())
+
+    def _map(self, function: Any) -> Batch:
+        def convert(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, TextStream):
+                return TextStream(**{f.name: function(getattr(value, f.name)) for f in fields(value)})
+            if isinstance(value, dict):
+                return {k: convert(v) for k, v in value.items()}
+            return value
+
+        return replace(self, **{f.name: convert(getattr(self, f.name)) for f in fields(self) if f.name != "keys"})

@@ -1,0 +1,120 @@
+"""Positions to a micro-batch: threads decode straight into the batch's memory, the last one to finish assembles it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from mmscale.data.batch import Batch
+from mmscale.data.collate import Collator
+from mmscale.data.dataset import ShardDataset
+from mmscale.data.example import Example
+from shards.errors import ConfigError
+
+Quarantined = tuple[int, str, str]
+"""(position, key, error) of a sample that does not decode."""
+
+
+@dataclass(slots=True)
+class Micro:
+    """A micro-batch and what was wrong in it."""
+
+    batch: Batch
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+
+class Builder:
+    """Reads micro-batches of a data set for a collator. Picklable.
+
+    Args:
+        dataset: what is read.
+        collator: what becomes of it.
+    """
+
+    def __init__(self, dataset: ShardDataset, collator: Collator) -> None:
+        if dataset.image_size != collator.image_size:
+            raise ConfigError(
+                f"The data set decodes images of size {dataset.image_size} and the batch wants {collator.image_size}. "
+                "Open it as ShardDataset(..., image_size=model.image_size)."
+            )
+        self.dataset = dataset
+        self.collator = collator
+
+    def pixel_bytes(self, samples: int) -> int:
+        """Bytes that the images of a micro-batch take at most."""
+        return samples * self.collator.image_size**2 * 3 if self.collator.plan.image else 0
+
+    def arena_bytes(self, samples: int) -> int:
+        """Bytes that a micro-batch takes at most, all tensors together."""
+        return self.pixel_bytes(samples) + self.collator.batch_bytes(samples)
+
+    def submit(self, pool: ThreadPoolExecutor, chunks: int, positions: Sequence[int], arena: Tensor) -> Job:
+        """Start building on the threads of a pool.
+
+        Args:
+            pool: runs the chunks in the order of submission.
+            chunks: how many parts the micro-batch is cut into.
+            positions: M global positions.
+            arena: uint8, at least `pixel_bytes(M)` of it; the images are decoded into it.
+        """
+        job = Job(self, positions, arena)
+        job.start(pool, chunks)
+        return job
+
+
+class Job:
+    """A micro-batch under way."""
+
+    def __init__(self, builder: Builder, positions: Sequence[int], arena: Tensor) -> None:
+        side = builder.collator.image_size
+        samples = len(positions) if builder.collator.plan.image else 0
+        self.builder = builder
+        self.positions = positions
+        self.pixels_MHHC = arena[: builder.pixel_bytes(samples)].view(samples, side, side, 3).numpy()
+        self.draws = builder.collator.augment_draws(positions)
+        self.examples: list[Example | None] = [None] * len(positions)
+        self.futures: list[Future[Micro | None]] = []
+        self.unfinished = 0
+        self.lock = threading.Lock()
+
+    def start(self, pool: ThreadPoolExecutor, chunks: int) -> None:
+        """Queue the chunks."""
+        step = max(1, -(-len(self.positions) // chunks))
+        parts = [range(i, min(i + step, len(self.positions))) for i in range(0, len(self.positions), step)] or [range(0)]
+        self.unfinished = len(parts)
+        self.futures = [pool.submit(self._run, rows) for rows in parts]
+
+    def result(self) -> Micro:
+        """Wait for the micro-batch.
+
+        Raises:
+            ShardError, IntegrityError: of the first sample, in order, that cannot be read.
+        """
+        return next(micro for micro in [f.result() for f in self.futures] if micro is not None)
+
+    def error(self) -> BaseException | None:
+        """Wait, and return the first exception, in order, instead of raising it."""
+        return next((e for e in [f.exception() for f in self.futures] if e is not None), None)
+
+    def _run(self, rows: range) -> Micro | None:
+        dataset, collator = self.builder.dataset, self.builder.collator
+        wants_image = collator.plan.image
+        for row, place in zip(rows, dataset.places(self.positions[rows.start : rows.stop]), strict=True):
+            out = self.pixels_MHHC[row] if wants_image else None
+            example = dataset.read(place, out, image=wants_image)
+            if out is not None and example.image is not None:
+                collator.augment_into(out, self.draws[row])
+            self.examples[row] = example
+        with self.lock:
+            self.unfinished -= 1
+            is_last = self.unfinished == 0
+        return self._assemble() if is_last else None
+
+    def _assemble(self) -> Micro:
+        examples = [e for e in self.examples if e is not None]
+        batch = self.builder.collator.assemble(examples, self.pixels_MHHC)
+        return Micro(batch, [(e.position, e.key, e.error) for e in examples if e.error is not None])

@@ -1,0 +1,124 @@
+"""Bytes of an image part to RGB pixels. simplejpeg releases the GIL and decodes at a reduced scale; Pillow takes what it does not."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from shards.errors import SampleError
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused from their header, before any memory is taken (Pillow's own limit)."""
+
+_JPEG = frozenset({"jpg", "jpeg"})
+_ORIENTATION = 0x0112
+_EXIF_WITHIN = 4096
+_PILLOW_FAULTS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def decode_image(
+    extension: str, data: bytes, size: int | None = None, *, key: str = "", out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image to RGB and squeeze it to a square.
+
+    EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits. Whoever wants another crop than the
+    squeezed whole writes the shards so.
+
+    Args:
+        extension: of the part, without the leading dot; `000.jpg` counts as `jpg`.
+        data: the encoded bytes.
+        size: side of the result in pixels; None keeps the image's own height and width.
+        key: the sample's key, for the error.
+        out: (size, size, 3) C-contiguous uint8 to write into; None allocates.
+
+    Returns:
+        (size, size, 3) uint8; `out` where it was given.
+
+    Raises:
+        SampleError: the bytes are no image, or a truncated or huge one.
+    """
+    if extension.rpartition(".")[2].lower() in _JPEG:
+        pixels = _decode_jpeg(data, size, key, out)
+        if pixels is not None:
+            return pixels
+    return _decode_pillow(data, size, key, out)
+
+
+def _decode_jpeg(data: bytes, size: int | None, key: str, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    """The fast way; None where Pillow must have a look (not a plain JPEG, rotated by EXIF, CMYK, damaged)."""
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height, key)
+        if colour in ("CMYK", "YCCK") or _is_rotated(data):
+            return None
+        if size is None:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        if height == width == size:
+            target = np.empty((size, size, 3), np.uint8) if out is None else out
+            simplejpeg.decode_jpeg(data, "RGB", buffer=target)
+            return target
+        return _squeeze(Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)), size, out)
+    except ValueError:
+        return None
+
+
+def _decode_pillow(data: bytes, size: int | None, key: str, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.width, image.height, key)
+            if size is not None:
+                image.draft("RGB", (size, size))
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+            return np.array(upright) if size is None else _squeeze(upright, size, out)
+    except _PILLOW_FAULTS as e:
+        raise SampleError(key, "undecodable", f"the image does not decode ({' '.join(str(e).split())})") from e
+
+
+def _squeeze(image: Image.Image, size: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    resized = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+    if out is None:
+        return np.array(resized)
+    out[...] = np.asarray(resized)
+    return out
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray((grey // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _check_size(width: int, height: int, key: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise SampleError(key, "too_large", f"the image is {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
+
+
+def _is_rotated(data: bytes) -> bool:
+    if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(_ORIENTATION, 1) not in (0, 1)

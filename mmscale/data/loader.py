@@ -1,0 +1,203 @@
+"""The batches of a run, step by step. Its whole state is one integer: the samples seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from types import TracebackType
+
+import torch
+
+from mmscale.data.batch import Batch
+from mmscale.data.build import Builder, Micro, Quarantined
+from mmscale.data.collate import Collator
+from mmscale.data.dataset import ShardDataset
+from mmscale.data.feed import Feed, ThreadFeed
+from mmscale.data.workers import WorkerFeed
+from shards.errors import ConfigError
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """What one rank trains on in one step."""
+
+    step: int
+    """Steps done before this one."""
+    samples_seen_after: int
+    """Samples consumed by all ranks when this step is done."""
+    micro: list[Batch]
+    """One micro-batch for each accumulation step, on the device."""
+    host: list[Batch]
+    """The same before they were copied to the device; on a CPU the very same."""
+    wait_s: float
+    """Seconds that whoever iterates waited for it."""
+    quarantined: list[Quarantined]
+    """(position, key, error) of this rank's samples that do not decode; they are rows of weight 0."""
+
+    @property
+    def positions(self) -> list[int]:
+        """This rank's global positions, in order."""
+        return [p for batch in self.host for p in batch.positions_M.tolist()]
+
+    @property
+    def keys(self) -> list[str]:
+        """Their samples' keys."""
+        return [key for batch in self.host for key in batch.keys]
+
+
+class StepLoader:
+    """Iterates over the steps of a run from where it stands; use it as a context manager, or close it.
+
+    Step t of the run holds the B positions from `t * B`; micro-step a of rank r of them `(a * R + r) * M + [0, M)`. Batches are the same
+    bit for bit whatever `workers`, `threads` and `prefetch` are.
+
+    Args:
+        dataset: what is read.
+        collator: what becomes of it.
+        global_batch: B, samples a step.
+        micro_batch: M, samples a rank takes at once.
+        rank: r of this process.
+        size: R, ranks.
+        samples_seen: samples that the run has consumed; the first position read.
+        steps: steps of the whole run; iteration ends there.
+        workers: worker processes; 0 decodes in threads of this process.
+        threads: decode threads, in each worker where there are workers.
+        prefetch: micro-batches held ready, of each worker where there are workers.
+        device: where the batches go.
+
+    Raises:
+        ConfigError: a global batch that does not divide.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        collator: Collator,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        size: int,
+        samples_seen: int = 0,
+        steps: int,
+        workers: int = 0,
+        threads: int = 1,
+        prefetch: int = 4,
+        device: torch.device | None = None,
+    ) -> None:
+        if global_batch % (micro_batch * size):
+            raise ConfigError(
+                f"`train.global_batch` must divide by micro_batch x ranks = {micro_batch} x {size} = {micro_batch * size}; "
+                f"got {global_batch}."
+            )
+        self.builder = Builder(dataset, collator)
+        self.global_batch, self.micro_batch, self.rank, self.size = global_batch, micro_batch, rank, size
+        self.samples_seen, self.steps = samples_seen, steps
+        self.workers, self.threads, self.prefetch = workers, threads, max(1, prefetch)
+        self.device = device or torch.device("cpu")
+        self.feed: Feed | None = None
+
+    def positions(self, start: int) -> list[range]:
+        """Return this rank's positions of the step whose first position is `start`, a range a micro-step."""
+        m = self.micro_batch
+        firsts = [start + (a * self.size + self.rank) * m for a in range(self.global_batch // (m * self.size))]
+        return [range(first, first + m) for first in firsts]
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        """Start reading ahead, and yield the steps."""
+        self.close()
+        first = self.samples_seen // self.global_batch
+        starts = [self.samples_seen + i * self.global_batch for i in range(max(0, self.steps - first))]
+        self.feed = feed = open_feed(self.builder, self.micro_batch, self.workers, self.threads, self.device)
+        batches = read_ahead(feed, chain.from_iterable(map(self.positions, starts)), self.prefetch * max(1, self.workers))
+        try:
+            for i, start in enumerate(starts):
+                yield self._step(first + i, start, batches)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End every thread and process; the batches handed out stay good."""
+        feed, self.feed = self.feed, None
+        if feed is not None:
+            feed.close()
+
+    def __enter__(self) -> StepLoader:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    def _step(self, step: int, start: int, batches: Iterator[Micro]) -> StepBatch:
+        begin = time.perf_counter()
+        found = list(islice(batches, self.global_batch // (self.micro_batch * self.size)))
+        host = [m.batch for m in found]
+        micro = host if self.device.type == "cpu" else [batch.to(self.device) for batch in host]
+        wait_s = time.perf_counter() - begin
+        return StepBatch(step, start + self.global_batch, micro, host, wait_s, [q for m in found for q in m.quarantined])
+
+
+def open_feed(builder: Builder, samples: int, workers: int, threads: int, device: torch.device) -> Feed:
+    """Choose between threads of this process and worker processes."""
+    pin = device.type == "cuda"
+    if workers:
+        return WorkerFeed(builder, samples=samples, workers=workers, threads=threads, pin=pin)
+    return ThreadFeed(builder, samples=samples, threads=threads, pin=pin)
+
+
+def read_ahead(feed: Feed, wanted: Iterator[Sequence[int]], depth: int) -> Iterator[Micro]:
+    """Yield a micro-batch for each run of positions, with so many asked for ahead."""
+    asked = 0
+    for positions in islice(wanted, depth):
+        feed.submit(positions)
+        asked += 1
+    while asked:
+        micro = feed.take()
+        asked -= 1
+        for positions in islice(wanted, 1):
+            feed.submit(positions)
+            asked += 1
+        yield micro
+
+
+def evaluation_batches(
+    dataset: ShardDataset,
+    collator: Collator,
+    *,
+    samples: int,
+    batch: int,
+    rank: int,
+    size: int,
+    threads: int = 1,
+    prefetch: int = 2,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
+    """Yield this rank's share of the first samples of a data set, for evaluation.
+
+    Ranks take turns by `batch` positions. Every rank yields the same number of batches, the last ones short or empty where there is
+    nothing left, so that a model which all ranks must call together can be evaluated. A sample that does not decode is a row of weight 0.
+
+    Args:
+        dataset: opened with `shuffle=False`.
+        collator: built with `training=False`.
+        samples: how many; at most the whole data set.
+        batch: samples a rank takes at once.
+        rank: of this process.
+        size: ranks.
+        threads: decode threads.
+        prefetch: batches read ahead.
+        device: where the batches go.
+    """
+    device = device or torch.device("cpu")
+    total = min(samples, len(dataset))
+    firsts = [start + rank * batch for start in range(0, total, batch * size)]
+    feed = open_feed(Builder(dataset, collator), batch, 0, threads, device)
+    try:
+        for micro in read_ahead(feed, (range(min(f, total), min(f + batch, total)) for f in firsts), prefetch):
+            yield micro.batch.to(device)
+    finally:
+        feed.close()

@@ -1,0 +1,50 @@
+"""Exponential moving average of the weights, sharded like the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmscale.weights import Fragment, trained_fragments, whole_parameters
+
+
+class MovingAverage:
+    """fp32 average of this rank's weight fragments: a <- decay a + (1 - decay) w after every optimizer step.
+
+    Source: Polyak and Juditsky 1992; with the warm-up decay = min(decay, (1 + n) / (10 + n)) of TensorFlow's
+    ExponentialMovingAverage, so that the random start is forgotten soon.
+    """
+
+    def __init__(self, engine: Any, model: nn.Module, decay: float) -> None:
+        self.engine = engine
+        self.model = model
+        self.decay = decay
+        self.updates = 0
+        self.averages: dict[str, Tensor] = {f.name: f.master.clone() for f in trained_fragments(engine, model)}
+
+    def update(self) -> None:
+        """Move towards the present weights; local, no communication."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for fragment in trained_fragments(self.engine, self.model):
+            self.averages[fragment.name].lerp_(fragment.master, 1 - decay)
+        self.updates += 1
+
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and full averaged value of each parameter, then the buffers (all ranks call)."""
+
+        def averaged(fragment: Fragment) -> Tensor:
+            return self.averages[fragment.name]
+
+        return whole_parameters(self.engine, self.model, averaged)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give this rank's state, to be saved in a file of its own."""
+        return {"updates": self.updates, "averages": self.averages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave on the same topology."""
+        self.updates = state["updates"]
+        for name, value in state["averages"].items():
+            self.averages[name].copy_(value)

@@ -1,0 +1,74 @@
+"""DeepSpeed: the configuration derived from ours, and the wrapped model that the loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmscale.arithmetic import BatchPlan
+from mmscale.config import RunConfig
+from mmscale.data.batch import Batch
+from mmscale.model import MMScaleModel
+from mmscale.objectives import Objective
+from mmscale.optim import build_optimizer
+
+Logs = dict[str, tuple[Tensor, Tensor]]
+
+
+class Trainee(nn.Module):
+    """The model with its objectives: one forward gives the scaled loss of a micro-batch."""
+
+    def __init__(self, model: MMScaleModel, objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = tuple(objectives)
+
+    def forward(self, batch: Batch, factors_K: Tensor) -> tuple[Tensor, Tensor, Logs]:
+        """Run every objective once.
+
+        Args:
+            batch: a micro-batch on this rank's device.
+            factors_K: what each objective's sum is multiplied by, its weight over its global count.
+
+        Returns:
+            The loss to differentiate (scalar); the detached sum of each objective (K,); detached (sum, count) pairs by name.
+        """
+        terms = self.model(batch, self.objectives)
+        sums_K = torch.stack([terms[o.name].sum for o in self.objectives])
+        logs = {name: pair for o in self.objectives for name, pair in terms[o.name].logs.items()}
+        return (sums_K * factors_K).sum(), sums_K.detach(), logs
+
+
+def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype) -> dict[str, Any]:
+    """Derive DeepSpeed's configuration; nobody writes it by hand."""
+    derived: dict[str, Any] = {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.train.clip_norm,
+        "steps_per_print": 2**31,
+        "zero_optimization": {"stage": config.zero.stage},
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if dtype == torch.bfloat16:
+        derived["bf16"] = {"enabled": True}
+        if plan.accumulation > 1 and config.zero.stage >= 1:
+            derived["data_types"] = {"grad_accum_dtype": "fp32"}
+    return derived
+
+
+def build_engine(trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: torch.dtype) -> Any:
+    """Wrap the trainee in DeepSpeed (all ranks call).
+
+    Returns:
+        The `deepspeed.DeepSpeedEngine`.
+    """
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=trainee, optimizer=build_optimizer(trainee, config.optimizer), config=deepspeed_config(config, plan, dtype)
+    )
+    return engine

@@ -1,0 +1,57 @@
+"""Evaluates on other shards every so many steps."""
+
+from __future__ import annotations
+
+import logging
+
+from mmscale.assemble import Run
+from mmscale.evaluate import EvaluateCommand, evaluation_config, predict_records
+from mmscale.hooks import StepInfo, due
+from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to
+from mmscale.tasks import build_task
+from shards.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluateHook:
+    """Scores the run's task, or retrieval in pretraining, with the weights as they are."""
+
+    def __init__(self, run: Run, resumed_at: int) -> None:
+        settings, task = run.config.evaluate, run.config.task
+        if settings.shards is None:
+            raise ConfigError("`evaluate.shards` must name the data set to evaluate on, since `evaluate.every` is set; it is null.")
+        self.run = run
+        command = EvaluateCommand(task=task.name if task else "retrieval", data=settings.shards, beams=task.beams if task else 1)
+        self.config = evaluation_config(run.config, command)
+        self.task = build_task(self.config)
+        if run.world.is_first:
+            drop_torn_line(run.folder.evaluations)
+            keep_lines_up_to(run.folder.evaluations, resumed_at)
+
+    def after_step(self, info: StepInfo) -> None:
+        """Evaluate when it is due (all ranks call)."""
+        settings, run = self.run.config.evaluate, self.run
+        if not due(info.step, settings.every, info.last):
+            return
+        model = run.trainee.model
+        model.eval()
+        records = predict_records(
+            model,
+            self.task,
+            self.config,
+            run.tokenizer,
+            samples=settings.samples,
+            batch=settings.batch,
+            device=run.world.device,
+            world=run.world,
+            group=run.group,
+        )
+        model.train()
+        if run.world.is_first:
+            metrics = self.task.score(records)
+            append_line(run.folder.evaluations, {"step": info.step} | metrics)
+            logger.info("step %d  %s", info.step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+
+    def close(self) -> None:
+        """Nothing is held open."""

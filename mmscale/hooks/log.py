@@ -1,0 +1,148 @@
+"""The run's numbers: console, metrics.jsonl, TensorBoard, status.json."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mmscale.data.batch import Batch
+from mmscale.hooks import StepInfo, due
+from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to
+from mmscale.world import World
+
+logger = logging.getLogger(__name__)
+
+
+class LogHook:
+    """Every so many steps: reduces what was summed up over ranks and writes it out from rank 0.
+
+    Losses and logged means are those of the logged step alone, so that they can be compared bit for bit; rates are means over the steps
+    since the last line.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        world: World,
+        engine: Any,
+        objectives: Sequence[Any],
+        *,
+        every: int,
+        steps: int,
+        resumed_at: int,
+        rows: int,
+        flops: Callable[[Batch], float],
+        peak_flops: float | None,
+        tensorboard: bool,
+    ) -> None:
+        self.folder, self.world, self.engine, self.objectives = folder, world, engine, objectives
+        self.every, self.steps, self.rows = every, steps, rows
+        self.flops, self.peak_flops = flops, peak_flops
+        self.writer = _open_writer(folder, resumed_at) if tensorboard and world.is_first else None
+        if world.is_first:
+            drop_torn_line(folder.metrics)
+            keep_lines_up_to(folder.metrics, resumed_at)
+        self.window = _Window(resumed_at)
+
+    def after_step(self, info: StepInfo) -> None:
+        """Count the step in, and write a line when one is due."""
+        self.window.add(info, sum(self.flops(batch) for batch in info.batch.host))
+        if due(info.step, self.every, info.last):
+            record = self._record(info)
+            self.window = _Window(info.step)
+            if self.world.is_first:
+                self._write(record)
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _record(self, info: StepInfo) -> dict[str, Any]:
+        losses, logs = info.sums.reduce()
+        samples, tokens, flops, wait_s = self.window.reduce(self.world)
+        elapsed = time.perf_counter() - self.window.start
+        steps = info.step - self.window.step
+        weighted = [o.weight * loss for o, loss in zip(self.objectives, losses, strict=True)]
+        norm = self.engine.get_global_grad_norm()
+        mfu = 3 * flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
+        record = {"step": info.step, "samples_seen": info.samples_seen, "epoch": info.samples_seen / self.rows, "loss": sum(weighted)}
+        record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
+        record |= {"grad_norm": None if norm is None else float(norm), "lr": self.engine.optimizer.param_groups[0]["lr"]}
+        record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
+        return record | {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device), "quarantined": info.sums.quarantined}
+
+    def _write(self, record: dict[str, Any]) -> None:
+        append_line(self.folder.metrics, record)
+        eta_s = (self.steps - record["step"]) * record["step_s"]
+        rate = {k: record[k] for k in ("loss", "samples_per_s", "mfu", "data_wait_s", "step_s")}
+        self.folder.write_status("running", step=record["step"], steps=self.steps, eta_s=eta_s, **rate)
+        logger.info("%s", console_line(record, self.steps, eta_s))
+        if self.writer is not None:
+            for name, value in record.items():
+                if name != "step" and value is not None:
+                    self.writer.add_scalar(name, value, record["step"])
+            self.writer.flush()
+
+
+class _Window:
+    """Sums of this rank since the last logged line."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.start = time.perf_counter()
+        self.samples = self.tokens = 0
+        self.flops = self.wait_s = 0.0
+
+    def add(self, info: StepInfo, flops: float) -> None:
+        """Count a step in."""
+        self.samples += sum(b.size for b in info.batch.host)
+        self.tokens += sum(b.caption.ids_T.numel() + b.text.ids_T.numel() + b.patch_mask_NP.numel() for b in info.batch.host)
+        self.flops += flops
+        self.wait_s += info.batch.wait_s
+
+    def reduce(self, world: World) -> tuple[float, float, float, float]:
+        """Samples, tokens and forward FLOPs over all ranks, and the longest data wait of a rank (all ranks call)."""
+        sums = torch.tensor([self.samples, self.tokens, self.flops], dtype=torch.float64, device=world.device)
+        longest = torch.tensor([self.wait_s], dtype=torch.float64, device=world.device)
+        dist.all_reduce(sums)
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+        samples, tokens, flops = sums.tolist()
+        return samples, tokens, flops, longest.item()
+
+
+def console_line(record: dict[str, Any], steps: int, eta_s: float) -> str:
+    """Render a record for a person."""
+    parts = [f"step {record['step']:>6}/{steps}", f"loss {record['loss']:.4f}"]
+    parts += [f"{name.removeprefix('loss/')} {value:.3f}" for name, value in record.items() if name.startswith("loss/")]
+    parts += [f"lr {record['lr']:.2e}", f"{record['samples_per_s']:,.0f} samples/s"]
+    parts += [] if record["mfu"] is None else [f"MFU {record['mfu']:.1%}"]
+    parts += [f"data wait {record['data_wait_s'] / record['step_s']:.0%}", f"ETA {format_duration(eta_s)}"]
+    return "  ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """Render seconds as 0:03:20 or 2d 03:20:00."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02}:{minute:02}:{second:02}" if days else f"{hour}:{minute:02}:{second:02}"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on the accelerator, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _open_writer(folder: RunFolder, resumed_at: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder.tensorboard), purge_step=resumed_at + 1)

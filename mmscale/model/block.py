@@ -1,0 +1,99 @@
+"""Pre-norm Transformer layers. An expert is one modality's weights of a layer; attention mixes whatever a plan joins.
+
+Shape letters: T tokens, D hidden size, H heads, K width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmscale.model.attention import Plan
+from mmscale.model.configuration import MMScaleConfig
+
+Projected = tuple[Tensor, Tensor, Tensor]
+
+
+class ResidualLinear(nn.Linear):
+    """A linear layer that writes into the residual stream: initialised smaller, by the depth of the stack."""
+
+
+class Expert(nn.Module):
+    """Norms, projections and feed-forward layer of one modality."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.q_norm: nn.Module = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.out = ResidualLinear(d, d)
+        self.mlp_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.up = nn.Linear(d, config.mlp_size)
+        self.act = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.down = ResidualLinear(config.mlp_size, d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def project(self, x_TD: Tensor) -> Projected:
+        """Queries, keys and values, each (T, H, K)."""
+        qkv: Tensor = self.qkv(self.attention_norm(x_TD))
+        q, k, v = qkv.view(len(x_TD), 3, self.heads, x_TD.shape[1] // self.heads).unbind(1)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def combine(self, x_TD: Tensor, attended_THK: Tensor) -> Tensor:
+        """The rest of the layer after attention."""
+        x_TD = x_TD + self.dropout(self.out(attended_THK.flatten(1)))
+        x_TD = x_TD + self.dropout(self.down(self.act(self.up(self.mlp_norm(x_TD)))))
+        return x_TD
+
+
+class UnimodalBlock(nn.Module):
+    """A lower layer: one expert, attention within its sequences."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        self.expert = Expert(config)
+
+    def forward(self, x_TD: Tensor, plan: Plan) -> Tensor:
+        """One layer; (T, D)."""
+        return self.expert.combine(x_TD, plan.attend(*self.expert.project(x_TD)))
+
+
+class FusionBlock(nn.Module):
+    """An upper layer: both experts, attention over sequences of image and text tokens."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        self.perception = Expert(config)
+        self.text = Expert(config)
+
+    def forward(self, image_TD: Tensor, text_TD: Tensor, plan: Plan, rows: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """One layer over the buffer [image tokens; text tokens].
+
+        Args:
+            image_TD: image tokens.
+            text_TD: text tokens.
+            plan: how they attend.
+            rows: image rows and text rows that go on after attention, in that order; None for all. The last layer passes
+                those that a head reads: most tokens are only looked at there, so their feed-forward part is not computed.
+        """
+        images = self.perception.project(image_TD)
+        texts = self.text.project(text_TD)
+        attended = plan.attend(*(torch.cat(pair) for pair in zip(images, texts, strict=True)))
+        image_att, text_att = attended.tensor_split([len(image_TD)])
+        if rows is not None:
+            image_TD, image_att = image_TD.index_select(0, rows[0]), image_att.index_select(0, rows[0])
+            text_TD, text_att = text_TD.index_select(0, rows[1]), text_att.index_select(0, rows[1])
+        return self.perception.combine(image_TD, image_att), self.text.combine(text_TD, text_att)
+
+
+def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
+    """Run a layer; with `recompute` its activations are thrown away and computed again in backward."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

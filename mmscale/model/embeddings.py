@@ -1,0 +1,88 @@
+"""From pixels and token ids to the first hidden states of the two experts.
+
+Shape letters: N images, P patches, L = P + 1 image tokens, T text tokens, D hidden size, C values of a patch, G grid side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmscale.model.configuration import MMScaleConfig
+
+
+def patchify(pixels_NCHW: Tensor, patch: int) -> Tensor:
+    """Cut images into square patches, row after row.
+
+    Returns:
+        (N, P, 3 * patch * patch), each patch flattened as (colour, y, x): the layout of a convolution's weight.
+    """
+    n, c, h, w = pixels_NCHW.shape
+    cut = pixels_NCHW.reshape(n, c, h // patch, patch, w // patch, patch)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
+
+
+def resize_positions(positions_LD: Tensor, patches: int) -> Tensor:
+    """Interpolate learned 2-D position embeddings to another number of patches.
+
+    Args:
+        positions_LD: [CLS] row, then a square grid, row after row.
+        patches: patches of the new square grid.
+
+    Source: Dosovitskiy et al. 2021, section 3.2.
+    """
+    if len(positions_LD) == patches + 1:
+        return positions_LD
+    old, new = int((len(positions_LD) - 1) ** 0.5), int(patches**0.5)
+    grid_1DGG = positions_LD[1:].T.reshape(1, -1, old, old)
+    grid_1DGG = F.interpolate(grid_1DGG.float(), size=(new, new), mode="bicubic", align_corners=False, antialias=new < old)
+    return torch.cat([positions_LD[:1], grid_1DGG.to(positions_LD.dtype).flatten(2)[0].T])
+
+
+class ImageEmbedding(nn.Module):
+    """Linear patch embedding, a [CLS] token, learned 2-D positions, and a learned token for hidden patches."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.patch_weight = nn.Parameter(torch.empty(config.hidden_size, config.patch_values))
+        self.patch_bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor) -> Tensor:
+        """Embed all images, then once more those with hidden patches.
+
+        Args:
+            pixels_NCHW: uint8.
+            mask_NP: bool, True where a patch is hidden.
+            hidden: int64 indexes of the images that are embedded once more, with their hidden patches replaced.
+
+        Returns:
+            (N + len(hidden), L, D).
+        """
+        values_NPC = patchify(pixels_NCHW, self.patch_size).to(self.patch_weight.dtype)
+        x_NPD = F.linear(values_NPC / 127.5 - 1.0, self.patch_weight, self.patch_bias)
+        masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
+        x_NPD = torch.cat([x_NPD, masked])
+        cls_N1D = (self.cls_token + self.positions[:1]).expand(len(x_NPD), -1, -1)
+        embedded: Tensor = self.dropout(torch.cat([cls_N1D, x_NPD + self.positions[1:]], dim=1))
+        return embedded
+
+
+class TextEmbedding(nn.Module):
+    """Word and position tables."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_text_tokens, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids_T: Tensor, offsets_T: Tensor) -> Tensor:
+        """Embed tokens, given each one's offset in its sequence; (T, D)."""
+        embedded: Tensor = self.dropout(self.words(ids_T) + self.positions(offsets_T))
+        return embedded

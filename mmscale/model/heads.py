@@ -1,0 +1,102 @@
+"""What reads the hidden states: projections, the contrastive scalars, the language, matching, image and task heads.
+
+Every head is its own module, called once a forward: ZeRO-3 gathers its weights around that call.
+
+Shape letters: R rows, D hidden size, V vocabulary, C outputs of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmscale.model.configuration import MMScaleConfig
+
+LOGITS_AT_ONCE = 1 << 25
+"""Logits beyond which the language head works in chunks and recomputes them in backward (128 MiB in fp32)."""
+
+
+class Projection(nn.Module):
+    """Final norm of a lower stack, and the linear map into the contrastive space."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.linear = nn.Linear(config.hidden_size, config.projection_size, bias=False)
+
+    def forward(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
+        """The normed states (R, D), and unit vectors in fp32 (R, projection size)."""
+        normed = self.norm(x_RD)
+        return normed, F.normalize(self.linear(normed).float(), dim=-1)
+
+
+class ContrastiveScale(nn.Module):
+    """Temperature and bias of the sigmoid loss. Source: Zhai et al. 2023 (SigLIP), section 3.2: t = 10, b = -10 for batches of 32k.
+
+    The bias starts at -ln(candidates), the log-odds of a random pair, which is SigLIP's value at its batch size: with a smaller batch the
+    loss otherwise spends its first thousands of steps on finding it. Both are stored divided by `GAIN`: an adaptive optimizer moves every
+    number by about the learning rate a step, and these two have to travel further than a weight.
+    """
+
+    GAIN = 10.0
+    LARGEST = math.log(100.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.bias = nn.Parameter(torch.empty(1))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Factor and bias of a similarity, fp32 (1,) each; new tensors, which outlive the gathered parameters."""
+        return (self.log_scale.float() * self.GAIN).clamp(max=self.LARGEST).exp(), self.bias.float() * self.GAIN
+
+
+class LanguageHead(nn.Module):
+    """Map to the vocabulary; its weight is its own, not the word table's, and is held here for the chunked loss."""
+
+    def __init__(self, config: MMScaleConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x_RD: Tensor, labels_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Without labels: the logits (R, V) and an empty tensor. With labels: cross-entropy (R,) fp32 and hits (R,) bool."""
+        x_RD = self.norm(x_RD)
+        if labels_R is None:
+            logits_RV = F.linear(x_RD, self.weight, self.bias)
+            return logits_RV, logits_RV[:0]
+        rows = max(1, LOGITS_AT_ONCE // len(self.weight))
+        if len(x_RD) <= rows:
+            return _cross_entropy(x_RD, self.weight, self.bias, labels_R)
+        parts = [
+            checkpoint(_cross_entropy, x_RD[i : i + rows], self.weight, self.bias, labels_R[i : i + rows], use_reentrant=False)
+            for i in range(0, len(x_RD), rows)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _cross_entropy(x_RD: Tensor, weight_VD: Tensor, bias_V: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
+    logits_RV = F.linear(x_RD, weight_VD, bias_V).float()
+    loss_R = F.cross_entropy(logits_RV, labels_R, reduction="none")
+    with torch.no_grad():
+        hits_R = logits_RV.gather(1, labels_R[:, None]).squeeze(1) >= logits_RV.amax(1) if len(x_RD) else loss_R > 0
+    return loss_R, hits_R
+
+
+class NormHead(nn.Module):
+    """Norm and linear map: matching (one logit), masked image, task heads."""
+
+    def __init__(self, config: MMScaleConfig, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.linear = nn.Linear(config.hidden_size, outputs)
+
+    def forward(self, x_RD: Tensor) -> Tensor:
+        """Outputs in fp32, (R, C)."""
+        out: Tensor = self.linear(self.norm(x_RD))
+        return out.float()

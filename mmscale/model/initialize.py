@@ -1,0 +1,49 @@
+"""Initialisation of a module's own parameters. transformers calls it for the modules that no checkpoint fills."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization
+
+from mmscale.model.block import ResidualLinear
+from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.embeddings import ImageEmbedding
+from mmscale.model.heads import ContrastiveScale, LanguageHead
+
+
+@torch.no_grad()
+def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
+    """Fill a module's parameters: truncated normal matrices, zero biases, unit norms.
+
+    Layers that write into the residual stream are scaled by 1 / sqrt(2 x layers). Source: Radford et al. 2019, section 2.3.
+    """
+    std = config.initializer_range
+    if isinstance(module, nn.Linear):
+        depth = 2 * (config.unimodal_layers + config.fusion_layers)
+        _truncated(module.weight, std / math.sqrt(depth) if isinstance(module, ResidualLinear) else std)
+        if module.bias is not None:
+            initialization.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        _truncated(module.weight, std)
+    elif isinstance(module, nn.LayerNorm):
+        initialization.ones_(module.weight)
+        initialization.zeros_(module.bias)
+    elif isinstance(module, nn.RMSNorm):
+        initialization.ones_(module.weight)
+    elif isinstance(module, ImageEmbedding):
+        for weight in (module.patch_weight, module.cls_token, module.mask_token, module.positions):
+            _truncated(weight, std)
+        initialization.zeros_(module.patch_bias)
+    elif isinstance(module, LanguageHead):
+        _truncated(module.weight, std)
+        initialization.zeros_(module.bias)
+    elif isinstance(module, ContrastiveScale):
+        initialization.constant_(module.log_scale, math.log(10.0) / module.GAIN)
+        initialization.constant_(module.bias, -math.log(config.contrastive_candidates) / module.GAIN)
+
+
+def _truncated(weight: torch.Tensor, std: float) -> None:
+    initialization.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

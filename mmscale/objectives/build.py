@@ -1,0 +1,49 @@
+"""From the configuration to the objectives, in the order their terms are summed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mmscale.config import RunConfig, TaskConfig
+from mmscale.objectives.base import Objective
+from mmscale.objectives.captioning import Captioning
+from mmscale.objectives.classify import Classify
+from mmscale.objectives.contrastive import Contrastive
+from mmscale.objectives.masked_image import MaskedImage
+from mmscale.objectives.masked_language import MaskedLanguage
+from mmscale.objectives.matching import Matching
+
+
+def build_objectives(config: RunConfig) -> list[Objective]:
+    """The pretraining objectives of positive weight, then the task's.
+
+    A task whose objective is among those already keeps the one of `objectives`, with the task's weight added.
+    """
+    o = config.objectives
+    built: list[Objective] = [
+        Contrastive(weight=o.contrastive.weight, group=o.contrastive.group),
+        Matching(weight=o.matching.weight, group=o.matching.group),
+        MaskedLanguage(weight=o.masked_language.weight),
+        Captioning(weight=o.captioning.weight),
+        MaskedImage(weight=o.masked_image.weight, target=o.masked_image.target),
+    ]
+    if config.task is not None:
+        added = _of_task(config.task)
+        built = [_sum(objective, added) for objective in built]
+        if added.name not in {objective.name for objective in built}:
+            built.append(added)
+    return [objective for objective in built if objective.weight > 0]
+
+
+def _of_task(task: TaskConfig) -> Objective:
+    if task.name == "retrieval":
+        return Contrastive(weight=task.weight)
+    if task.name == "captioning":
+        return Captioning(weight=task.weight)
+    return Classify(weight=task.weight, label_smoothing=task.label_smoothing)
+
+
+def _sum(objective: Objective, added: Objective) -> Objective:
+    if objective.name != added.name:
+        return objective
+    return dataclasses.replace(objective, weight=objective.weight + added.weight)  # type: ignore[type-var]

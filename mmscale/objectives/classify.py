@@ -1,0 +1,44 @@
+"""Classification of a sample by a task head: fine-tuning for labels and for answers to questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+
+from mmscale.data.batch import IGNORE, Batch
+from mmscale.model.state import State
+from mmscale.objectives.base import Term
+
+if TYPE_CHECKING:
+    from mmscale.model.model import MMScaleModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classify:
+    """Cross-entropy of `targets[head]` by the task head of that name, a mean over labelled samples."""
+
+    weight: float
+    head: str = "label"
+    label_smoothing: float = 0.0
+    name: str = "classify"
+
+    def wants(self) -> dict[str, Any]:
+        """Fused texts, and images alone where a sample has no text."""
+        return {"classify": True}
+
+    def check(self, micro_batch: int, ranks: int) -> None:
+        """Works on every topology."""
+
+    def count(self, batch: Batch) -> float:
+        """Labelled samples."""
+        return float((batch.targets[self.head] != IGNORE).sum())
+
+    def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
+        """Sum over labelled samples."""
+        logits_MC, labels_M = state.class_logits_MC[self.head], batch.targets[self.head]
+        loss = F.cross_entropy(logits_MC, labels_M, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum")
+        labelled = labels_M != IGNORE
+        hits = (logits_MC.detach().argmax(1) == labels_M) & labelled
+        return Term(loss, {"accuracy": (hits.sum().float(), labelled.sum().float())})

@@ -1,0 +1,62 @@
+"""Captioning: greedy or beam decoding, scored by exact match, chrF and BLEU (sacrebleu)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmscale.data.batch import Batch
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.model import MMScaleModel
+from mmscale.model.generate import generate
+from mmscale.tasks.task import Record, record_of, texts_of
+
+
+class Captioning:
+    """Generates a caption for each image.
+
+    Args:
+        caption: field of the references; all captions of a sample are references.
+        beams: hypotheses an image; 1 is greedy.
+    """
+
+    name = "captioning"
+    main_metric = "exact_match"
+
+    def __init__(self, caption: str, beams: int = 1) -> None:
+        self.caption = caption
+        self.beams = beams
+
+    def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
+        """Generate for each sample that has an image and a reference."""
+        captions = generate(model, batch, max_new_tokens=model.config.max_text_tokens - 1, beams=self.beams)
+        records: list[Record] = []
+        for row, ids in zip(batch.image_rows_N.tolist(), captions, strict=True):
+            references = [normalise(c, tokenizer) for c in texts_of(batch.fields[row], self.caption)]
+            if references:
+                records.append(record_of(batch, row, references=references, prediction=normalise(tokenizer.decode(ids), tokenizer)))
+        return records
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """Exact match with any reference, corpus chrF and BLEU over all references."""
+        from sacrebleu.metrics import BLEU, CHRF
+
+        predictions = [r["prediction"] for r in records]
+        most = max(len(r["references"]) for r in records)
+        references = [[r["references"][i] if i < len(r["references"]) else None for r in records] for i in range(most)]
+        exact = [r["prediction"] in r["references"] for r in records]
+        return {
+            "exact_match": sum(exact) / len(exact),
+            "chrf": CHRF().corpus_score(predictions, references).score / 100,
+            "bleu": BLEU().corpus_score(predictions, references).score / 100,
+            "samples": float(len(records)),
+        }
+
+
+def normalise(text: str, tokenizer: TextTokenizer) -> str:
+    """Compare in the tokenizer's own spelling: what it does not write (case, spacing) is no mistake of the model.
+
+    A text with an unknown token keeps its own spelling, so that no prediction can equal it by leaving words out.
+    """
+    ids = tokenizer.encode(text, 1 << 20)[1:-1]
+    known = not set(ids) & set(tokenizer.special_ids)
+    return " ".join((tokenizer.decode(ids) if known else text).split())

@@ -1,0 +1,78 @@
+"""Image-text retrieval by the contrastive embeddings: R@1, R@5 and R@10 both ways.
+
+Shape letters: N records, Q queries, C candidates, E embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.data.batch import Batch
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.model import MMScaleModel
+from mmscale.tasks.task import Record, record_of, texts_of
+
+AT = (1, 5, 10)
+_QUERIES_AT_ONCE = 1024
+"""Queries whose similarities to all candidates are held at once."""
+
+
+class Retrieval:
+    """Ranks all texts for each image and all images for each text; candidates with an equal caption are equally right.
+
+    Args:
+        caption: field of the text; of several captions of a sample the first one counts.
+    """
+
+    name = "retrieval"
+    main_metric = "image_to_text_r1"
+
+    def __init__(self, caption: str) -> None:
+        self.caption = caption
+
+    def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
+        """Embed the samples that have an image and a text."""
+        images_NE, texts_SE = model.embed_images(batch).float().cpu(), model.embed_captions(batch).float().cpu()
+        image_of = {int(row): i for i, row in enumerate(batch.image_rows_N)}
+        return [
+            record_of(
+                batch,
+                row,
+                caption=texts_of(batch.fields[row], self.caption)[0],
+                image=images_NE[image_of[row]].numpy(),
+                text=texts_SE[index].numpy(),
+            )
+            for index, row in enumerate(batch.caption.rows_S.tolist())
+            if row in image_of
+        ]
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """R@k both ways over all records as candidates."""
+        images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
+        _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
+        scores = {"candidates": float(len(records))}
+        for direction, queries, candidates in (("image_to_text", images_NE, texts_NE), ("text_to_image", texts_NE, images_NE)):
+            rank_N = ranks(queries, candidates, group_N)
+            scores |= {f"{direction}_r{k}": float((rank_N < k).mean()) for k in AT}
+        return scores
+
+
+def ranks(queries_NE: NDArray[np.float32], candidates_NE: NDArray[np.float32], group_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank, from 0, of the best right candidate of each query; a candidate is right whose group is the query's."""
+    parts = []
+    for start in range(0, len(queries_NE), _QUERIES_AT_ONCE):
+        some = slice(start, start + _QUERIES_AT_ONCE)
+        parts.append(first_right_rank(queries_NE[some] @ candidates_NE.T, group_N[some, None] == group_N))
+    return np.concatenate(parts)
+
+
+def first_right_rank(similarity_QC: NDArray[Any], right_QC: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Rank, from 0, of each query's best right candidate; a wrong one that ties with it, or is NaN, ranks before it."""
+    best_Q1 = np.where(right_QC, similarity_QC, -np.inf).max(axis=1, keepdims=True)
+    before_QC: NDArray[np.bool_] = ~(similarity_QC < best_Q1) & ~right_QC
+    rank_Q: NDArray[np.int64] = np.count_nonzero(before_QC, axis=1)
+    return rank_Q

@@ -1,0 +1,228 @@
+"""Training: `deepspeed --module mmscale.train CONFIG [key=value ...]`, or under torchrun, srun or alone.
+
+Exit codes: 0 finished, 85 checkpointed on request, 2 wrong configuration, 1 any other failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from mmscale import flops
+from mmscale.arithmetic import describe
+from mmscale.assemble import Run, assemble, run_state
+from mmscale.checkpoint.commit import STATE
+from mmscale.checkpoint.find import newest_good
+from mmscale.checkpoint.state import RunState, check_same_run, read_state
+from mmscale.config import RunConfig, load_run_config
+from mmscale.data.loader import StepBatch, StepLoader
+from mmscale.hooks import Hook, StepInfo
+from mmscale.hooks.audit import AuditHook, QuarantineHook
+from mmscale.hooks.checkpoint import CheckpointHook, average_path
+from mmscale.hooks.evaluate import EvaluateHook
+from mmscale.hooks.log import LogHook
+from mmscale.run_folder import RunFolder, replace_file
+from mmscale.signals import StopRequest, die_with_parent
+from mmscale.step import optimizer_step
+from mmscale.world import World, connect, read_world
+from shards import configfile
+from shards.errors import ConfigError, MmscaleError
+
+logger = logging.getLogger("mmscale.train")  # __name__ is __main__ when deepspeed runs the module
+STOPPED = 85
+"""Exit code of a run that committed a checkpoint on request and can be started again."""
+
+
+def train(run: Run, state: RunState | None, stop: StopRequest) -> bool:
+    """Train to the last step, or until a stop is asked for.
+
+    Returns:
+        Whether the last step was reached.
+    """
+    steps = run.config.train.steps
+    done = state.step if state else 0
+    hooks: list[Hook] = []
+    with open_loader(run, state) as loader:
+        try:
+            for batch in loader:
+                if not hooks:
+                    hooks = build_hooks(run, state, batch)
+                sums = optimizer_step(run.engine, run.config, run.world, run.objectives, batch, stop.asked)
+                if run.average is not None:
+                    run.average.update()
+                done = batch.step + 1
+                info = StepInfo(done, batch.samples_seen_after, batch, sums, last=sums.stop or done == steps)
+                for hook in hooks:
+                    hook.after_step(info)
+                if info.last:
+                    break
+        finally:
+            for hook in hooks:
+                hook.close()
+    return done == steps
+
+
+def open_loader(run: Run, state: RunState | None) -> StepLoader:
+    """Open the data where the run stands: one integer says where."""
+    loader = run.config.loader
+    return StepLoader(
+        run.dataset,
+        run.collator,
+        global_batch=run.plan.global_batch,
+        micro_batch=run.plan.micro_batch,
+        rank=run.world.rank,
+        size=run.world.size,
+        samples_seen=state.samples_seen if state else 0,
+        steps=run.config.train.steps,
+        workers=loader.workers,
+        threads=loader.threads,
+        prefetch=loader.prefetch,
+        device=run.world.device,
+    )
+
+
+def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook]:
+    """Build the hooks in the order in which they run, and print what was derived."""
+    shape = run.trainee.model.config
+
+    def forward_flops(batch: Any) -> float:
+        return flops.forward_flops(shape, batch, run.objectives)
+
+    if run.world.is_first:
+        samples = sum(b.size for b in first.host)
+        logger.info("%s", _description(run, 3 * sum(forward_flops(b) for b in first.host) / max(1, samples)))
+    step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
+    log = LogHook(
+        run.folder,
+        run.world,
+        run.engine,
+        run.objectives,
+        every=config.log.every,
+        steps=config.train.steps,
+        resumed_at=step,
+        rows=len(run.dataset),
+        flops=forward_flops,
+        peak_flops=flops.peak_flops(run.world.device, run.dtype),
+        tensorboard=config.log.tensorboard,
+    )
+    hooks: list[Hook] = [log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
+    if config.audit.samples:
+        hooks.append(AuditHook(run.folder, run.world))
+    if config.evaluate.every:
+        hooks.append(EvaluateHook(run, step))
+    return [*hooks, CheckpointHook(run, bad)]
+
+
+def resume(run: Run) -> RunState | None:
+    """Load the newest good checkpoint of the run folder, if there is one (all ranks call).
+
+    Raises:
+        CheckpointError, TopologyError: it belongs to another model, data set or topology.
+    """
+    found: list[Path | None] = [newest_good(run.folder.checkpoints) if run.world.is_first else None]
+    dist.broadcast_object_list(found, src=0, group=run.group)
+    folder = found[0]
+    if folder is None:
+        return None
+    state = read_state(folder)
+    check_same_run(folder, state, run_state(run, step=state.step, samples_seen=state.samples_seen, quarantined=state.quarantined))
+    run.engine.load_checkpoint(str(folder), tag=STATE)
+    if run.average is not None:
+        import torch
+
+        run.average.load_state_dict(torch.load(average_path(folder, run.world.rank), map_location=run.world.device, weights_only=True))
+    logger.info("resumed from %s: step %d, %d samples seen", folder, state.step, state.samples_seen)
+    return state
+
+
+def run_stage(config: RunConfig, world: World, folder: RunFolder) -> int:
+    """Run a stage from where it stands to its end.
+
+    Returns:
+        The exit code.
+    """
+    stop = StopRequest()
+    stop.listen()
+    group = connect(world, config.train.timeout_s)
+    run = assemble(config, world, group)
+    if world.is_first:
+        replace_file(folder.config, configfile.to_yaml(config))
+        folder.write_status("running", step=0, steps=config.train.steps)
+    state = resume(run)
+    already = state is not None and state.step >= config.train.steps
+    finished = already or train(run, state, stop)
+    dist.barrier(group=group)
+    if world.is_first:
+        folder.write_status("finished" if finished else "stopped", step=config.train.steps if finished else None, steps=config.train.steps)
+    logger.info("the run is %s", "finished" if finished else "stopped on request; the same command goes on from here")
+    dist.destroy_process_group()
+    return 0 if finished else STOPPED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Per-rank entry point: CONFIG [key=value ...]."""
+    words = [w for w in (sys.argv[1:] if argv is None else argv) if not w.startswith("--local_rank")]
+    if "CROSS_RANK" in os.environ:  # set by deepspeed's per-host launcher, which leaves its ranks running when it is killed
+        die_with_parent()
+    world: World | None = None
+    try:
+        if not words or "=" in words[0]:
+            raise ConfigError("Give a stage file first: mmscale.train CONFIG [key=value ...].")
+        world = read_world()
+        config = load_run_config(words[0], words[1:])
+        folder = RunFolder(Path(config.run))
+        start_logging(folder, world)
+        return run_stage(config, world, folder)
+    except MmscaleError as e:
+        return _report(e, world)
+
+
+def start_logging(folder: RunFolder, world: World) -> None:
+    """Log every rank to logs/rank-N.log, and rank 0 to the console."""
+    path = folder.log(world.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    if world.is_first:
+        handlers.append(logging.StreamHandler(sys.stdout))
+    root = logging.getLogger("mmscale")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    for old in root.handlers:
+        old.close()
+    root.handlers = handlers
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+
+def _report(error: MmscaleError, world: World | None) -> int:
+    """Say once what went wrong: a wrong configuration is the same on every rank, so only the first one speaks."""
+    code = 2 if isinstance(error, ConfigError) else 1
+    logger.error("%s", error)
+    if code != 2 or world is None or world.is_first:
+        print(f"mmscale: error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def _description(run: Run, flops_per_sample: float) -> str:
+    parameters = list(run.trainee.model.parameters())
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in parameters]
+    trained = sum(n for n, p in zip(sizes, parameters, strict=True) if p.requires_grad)
+    derived = describe(
+        run.config,
+        run.plan,
+        rows=len(run.dataset),
+        parameters=sum(sizes),
+        trained=trained,
+        dtype=str(run.dtype).removeprefix("torch."),
+        flops_per_sample=flops_per_sample,
+    )
+    return "\n".join([derived, *run.reports])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

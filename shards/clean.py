@@ -1,0 +1,110 @@
+"""From a raw sample to one that goes into a shard, or to the reason why it does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shards.clean_image import CleanImage, clean_image
+from shards.clean_text import clean_text, decode_field
+from shards.config import WriteConfig
+from shards.errors import SampleError
+from shards.sources.record import RawSample, Record
+
+# KEY.json describes what was written under these names; what the source had there moves to `input_NAME`.
+OWN_FIELDS = ("width", "height", "source", "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class CleanSample:
+    """The parts of one sample, ready to be written, and what the index says about it."""
+
+    key: str
+    parts: dict[str, bytes]
+    width: int | None
+    height: int | None
+    caption_length: int | None
+
+
+def clean_sample(record: Record, raw: RawSample, config: WriteConfig) -> CleanSample:
+    """Clean every part of a sample.
+
+    Raises:
+        SampleError: the sample is refused; its reason is one of those in docs/shards.md.
+    """
+    captions = _captions(record.key, raw, config)
+    image = _image(record.key, raw, config)
+    fields = _fields(record, raw, image)
+    parts = dict(raw.extra)
+    if image is not None:
+        _put(record.key, parts, image.extension, image.data)
+    if len(captions) == 1:
+        _put(record.key, parts, "txt", captions[0].encode("utf-8"))
+    elif captions:
+        fields["captions"] = captions
+    _put(record.key, parts, "json", _json(record.key, fields, config))
+    width, height = (image.width, image.height) if image else (None, None)
+    return CleanSample(record.key, parts, width, height, max(map(len, captions), default=None))
+
+
+def _captions(key: str, raw: RawSample, config: WriteConfig) -> list[str]:
+    cleaned = [clean_text(key, caption, config.caption) for caption in raw.captions]
+    captions = list(dict.fromkeys(caption for caption in cleaned if caption))
+    if not captions and config.caption_required():
+        if cleaned:
+            raise SampleError(key, "empty_caption", "The caption is empty or only white space.")
+        raise SampleError(key, "no_caption", "There is no caption; caption.required=false would write the sample without one.")
+    return captions
+
+
+def _image(key: str, raw: RawSample, config: WriteConfig) -> CleanImage | None:
+    if raw.image is not None:
+        return clean_image(key, raw.image, config.image)
+    if config.image.required:
+        raise SampleError(key, "no_image", "There is no image; image.required=false would write the sample without one.")
+    return None
+
+
+def _fields(record: Record, raw: RawSample, image: CleanImage | None) -> dict[str, Any]:
+    fields = {f"input_{name}" if name in OWN_FIELDS else name: _plain(value) for name, value in raw.fields.items()}
+    fields["source"] = record.where
+    if image is not None and raw.image is not None:
+        fields["width"], fields["height"] = image.width, image.height
+        fields["sha256"] = hashlib.sha256(raw.image).hexdigest()
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold: no NaN, no bytes, no dates or other objects of tables."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
+
+
+def _json(key: str, fields: dict[str, Any], config: WriteConfig) -> bytes:
+    try:
+        return _dump(fields)
+    except UnicodeEncodeError:
+        return _dump(decode_field(key, fields, config.caption))
+
+
+def _dump(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _put(key: str, parts: dict[str, bytes], extension: str, data: bytes) -> None:
+    if extension in parts:
+        raise SampleError(key, "duplicate_part", f"Two inputs would become {key}.{extension}.")
+    parts[extension] = data

@@ -1,0 +1,199 @@
+"""What `mmscale shards write` is told: typed, frozen, one docstring a key."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shards.errors import ConfigError
+
+# `path` has no meaning for these: they make their own data.
+SOURCES_WITHOUT_PATH = frozenset({"glyphs"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnsConfig:
+    """Which columns of a table (source=table) become what."""
+
+    image: str | None = "image"
+    """Column of image paths, of image bytes, or of {bytes, path} structs; null for a table without images (needs image.required=false)."""
+    caption: str | None = "caption"
+    """Column of captions: a text, a list of texts, or several in one text (see caption_separator); null for a table without captions."""
+    caption_separator: str | None = None
+    """Text between two captions of one cell, such as "|"; null takes the whole cell as one caption."""
+    key: str | None = None
+    """Column of keys, which must be unique; null derives keys from image paths (the second row of an image gets `-2`) or row numbers."""
+    fields: list[str] | None = None
+    """Columns kept in KEY.json; null keeps every column but those above."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableConfig:
+    """How a table is read (source=table)."""
+
+    image_root: str | None = None
+    """Folder that relative image paths start from; null is the folder of the table."""
+    quoted: bool | None = None
+    """Cells of csv and tsv may be in double quotes; null says yes for csv and no for tsv."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlyphsConfig:
+    """Characters drawn with the fonts that matplotlib ships (source=glyphs)."""
+
+    split: Literal["train", "heldout", "all"] = "train"
+    """Whole styles: `heldout` is the bold slanted style of each family, `train` is every other style."""
+    size: int = 32
+    """Side in pixels of the square pictures."""
+    every: int = 1
+    """Keep every n-th glyph only."""
+    limit: int | None = None
+    """Keep so many glyphs, from the front, after `every`; null for all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig:
+    """What is done to images and which are refused."""
+
+    required: bool = True
+    """Quarantine samples without an image; false writes them as text-only samples."""
+    short_side: int | None = None
+    """Shrink to this short side in pixels, keeping the aspect ratio; smaller images stay as they are. null: no resizing."""
+    size: int | None = None
+    """Make every image a square of this side in pixels, see `square`; excludes short_side."""
+    square: Literal["crop", "pad", "stretch"] = "crop"
+    """How `size` is reached: crop the centre, pad with white, or stretch."""
+    format: Literal["auto", "jpeg", "png", "webp"] = "auto"
+    """Format of what is written; auto keeps jpeg, png and webp and turns every other format into png. An image in that
+    format which needs no other change keeps its bytes."""
+    quality: int = 90
+    """Quality of re-encoded jpeg and webp, 1 to 100."""
+    max_pixels: int = 100_000_000
+    """Refuse images of more pixels, judged by the header before anything is decoded."""
+    max_bytes: int = 268_435_456
+    """Refuse image files of more bytes, before they are read."""
+    min_side: int = 1
+    """Refuse images whose shorter side has fewer pixels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionConfig:
+    """What is done to captions and which are refused."""
+
+    required: bool = True
+    """Quarantine samples without a caption (not asked of a table whose columns.caption is null)."""
+    max_chars: int = 8192
+    """Longest caption in characters, after normalisation."""
+    too_long: Literal["quarantine", "cut"] = "quarantine"
+    """What becomes of a sample with a longer caption."""
+    fallback_encoding: str | None = None
+    """Encoding of captions that are not UTF-8, such as latin-1; null quarantines them, as a wrong guess would go unnoticed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuarantineConfig:
+    """How many samples may be refused; past either limit the command fails after all good samples were written."""
+
+    max_fraction: float = 0.05
+    """Largest fraction of the source's samples."""
+    max_count: int | None = None
+    """Largest number of samples; null for no such limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """The tokenizer trained on the written texts, saved in OUT/tokenizer."""
+
+    kind: Literal["none", "wordpiece", "bpe"] = "none"
+    """wordpiece as in BERT, byte-level bpe as in GPT-2 (decodes to exactly the text), or none."""
+    vocab_size: int = 8192
+    """Largest vocabulary, special tokens included."""
+    lowercase: bool = False
+    """Lower-case texts before they are cut into tokens."""
+    fields: list[str] = field(default_factory=list)
+    """Keys of KEY.json whose texts are trained on besides the captions, such as question."""
+    max_texts: int = 1_000_000
+    """Train on at most so many samples, evenly spread over the shards."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WriteConfig:
+    """From raw pairs to shards."""
+
+    source: Literal["glyphs", "folder", "table", "webdataset"] = "???"  # type: ignore[assignment]
+    """Kind of the raw data: drawn glyphs, a folder of images with .txt/.json, a csv/tsv/jsonl/parquet table, tars of others."""
+    path: str | None = None
+    """Where the raw data is: the folder; the table, a folder or a glob of tables; a tar, a folder, a glob or a{000..099}.tar of tars."""
+    out: str = "???"
+    """Folder that receives the shards; created; must be empty or hold an unfinished or finished run of this same command."""
+    rows_per_shard: int = 2048
+    """Raw samples a shard is cut from; quarantined ones leave it smaller."""
+    processes: int | None = None
+    """Writer processes; 1 works in this process, null takes the CPUs this process may use. Any number writes the same bytes."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    table: TableConfig = field(default_factory=TableConfig)
+    glyphs: GlyphsConfig = field(default_factory=GlyphsConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+    def check(self) -> None:
+        """Check what types alone cannot say.
+
+        Raises:
+            ConfigError: a value out of range, or two keys that exclude each other.
+        """
+        if self.path is None and self.source not in SOURCES_WITHOUT_PATH:
+            raise ConfigError(f"`path` is required for source={self.source}. Give path=... .")
+        if self.image.short_side is not None and self.image.size is not None:
+            raise ConfigError("`image.short_side` and `image.size` exclude each other. Keep one of them.")
+        if not 1 <= self.image.quality <= 100:
+            raise ConfigError(f"`image.quality` must be 1 to 100; got {self.image.quality}.")
+        if not 0.0 <= self.quarantine.max_fraction <= 1.0:
+            raise ConfigError(f"`quarantine.max_fraction` must be 0 to 1; got {self.quarantine.max_fraction}.")
+        for name, value in self._positive():
+            if value is not None and value < 1:
+                raise ConfigError(f"`{name}` must be at least 1; got {value}.")
+        if self.columns.caption_separator == "":
+            raise ConfigError(
+                "`columns.caption_separator` must not be empty; null takes the whole cell as one caption. "
+                "A lone | is YAML syntax: on a command line write \"columns.caption_separator='|'\"."
+            )
+        self._check_encoding()
+
+    def process_count(self) -> int:
+        """Writer processes to start."""
+        return self.processes if self.processes is not None else len(os.sched_getaffinity(0))
+
+    def caption_required(self) -> bool:
+        """Whether a sample without a caption is quarantined."""
+        return self.caption.required and not (self.source == "table" and self.columns.caption is None)
+
+    def _positive(self) -> list[tuple[str, Any]]:
+        return [
+            ("rows_per_shard", self.rows_per_shard),
+            ("processes", self.processes),
+            ("glyphs.size", self.glyphs.size),
+            ("glyphs.every", self.glyphs.every),
+            ("glyphs.limit", self.glyphs.limit),
+            ("image.short_side", self.image.short_side),
+            ("image.size", self.image.size),
+            ("image.max_pixels", self.image.max_pixels),
+            ("image.max_bytes", self.image.max_bytes),
+            ("image.min_side", self.image.min_side),
+            ("caption.max_chars", self.caption.max_chars),
+            ("tokenizer.vocab_size", self.tokenizer.vocab_size),
+            ("tokenizer.max_texts", self.tokenizer.max_texts),
+        ]
+
+    def _check_encoding(self) -> None:
+        if self.caption.fallback_encoding is None:
+            return
+        try:
+            "".encode(codecs.lookup(self.caption.fallback_encoding).name)
+        except LookupError as e:
+            name = self.caption.fallback_encoding
+            raise ConfigError(f"`caption.fallback_encoding`: there is no encoding {name!r}. Use latin-1, cp1252, shift_jis, ... .") from e

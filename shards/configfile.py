@@ -1,0 +1,121 @@
+"""Typed configuration from YAML files and `key.sub=value` words; OmegaConf does not leave this file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shards.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML file that must hold a mapping.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"There is no configuration file {str(path)!r}. Give the path of a YAML file.") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"The configuration file {str(path)!r} cannot be read: {e}.") from e
+    except yaml.YAMLError as e:
+        raise ConfigError(f"The configuration file {str(path)!r} is not valid YAML: {' '.join(str(e).split())}.") from e
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"The configuration file {str(path)!r} must hold `key: value` lines, not a {type(content).__name__}.")
+    return content
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Turn `a.b=1` words into a nested mapping.
+
+    Raises:
+        ConfigError: a word without `=` or with an empty key.
+    """
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{word!r} is not of the form key=value, such as train.steps=100.")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    except (OmegaConfBaseException, yaml.YAMLError) as e:
+        raise ConfigError(f"The overrides {' '.join(words)!r} cannot be parsed: {_first_line(e)}.") from e
+    return cast("dict[str, Any]", plain)
+
+
+def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
+    """Merge layers over the defaults of a (nested) dataclass and check every key and type.
+
+    Args:
+        cls: a dataclass type, frozen or not, with a default for all but required (`"???"`) fields.
+        layers: pairs of (where it comes from, for the error text; mapping), weakest first.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, a required key that is missing.
+    """
+    merged = cast(DictConfig, OmegaConf.structured(cls))
+    for where, layer in layers:
+        try:
+            merged = cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(dict(layer))))
+        except OmegaConfBaseException as e:
+            raise ConfigError(f"{_explain(e)} (in {where}).") from e
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"`{missing[0]}` is required and not set. Add it to the configuration file or give {missing[0]}=... .")
+    try:
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as e:
+        raise ConfigError(f"{_explain(e)}.") from e
+
+
+def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Load a configuration: the defaults of `cls` < the YAML file < `key.sub=value` words.
+
+    Raises:
+        ConfigError: as `read_yaml`, `parse_overrides` and `build`.
+    """
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if path is not None:
+        layers.append((str(path), read_yaml(Path(path))))
+    layers.append(("the command line", parse_overrides(overrides)))
+    return build(cls, layers)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Turn a configuration dataclass into plain dicts, lists and scalars, ready for YAML or JSON."""
+    return cast("dict[str, Any]", _plain(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """Render a configuration dataclass as YAML that `load` reads back to an equal object."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """One sentence from OmegaConf's report: what it says, with the full key in front."""
+    key = getattr(error, "full_key", None)
+    message = _first_line(error)
+    return f"`{key}`: {message}" if key and key != "None" else message

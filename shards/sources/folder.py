@@ -1,0 +1,158 @@
+"""A folder of images, each with a `.txt` (its caption) and/or a `.json` (its fields, or captions) of the same name beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.config import ImageConfig
+from shards.errors import SampleError, SourceError
+from shards.sample import IMAGE_EXTENSIONS
+from shards.sources.record import RawSample, Record, read_file, refuse_shared_keys, safe_key
+
+IMAGE_FILES = frozenset(IMAGE_EXTENSIONS) | {"jfif", "avif", "jp2", "ico", "tga"}
+TEXT_FILES = frozenset({"txt", "json"})
+
+
+class FolderSource:
+    """Images below a folder, at any depth; hidden files and other kinds of files are no samples."""
+
+    def __init__(self, path: str, image: ImageConfig) -> None:
+        self._root = Path(path)
+        self._image = image
+
+    def records(self) -> list[Record]:
+        """List the images, and the texts that have no image, by path.
+
+        A link is followed to a file inside the folder; a link out of it, a broken one, and a link to a folder are refused.
+        """
+        if not self._root.is_dir():
+            raise SourceError(f"There is no folder at {str(self._root)!r}. Give the `path` of an existing folder.")
+        records = refuse_shared_keys(sorted(self._walk(), key=lambda record: record.where))
+        if not records:
+            raise SourceError(f"The folder {str(self._root)!r} holds no image ({', '.join(sorted(IMAGE_FILES))}). Give another `path`.")
+        return records
+
+    def load(self, record: Record) -> RawSample:
+        """Read an image and its texts."""
+        image_file, text_file, fields_file = record.locator[:3]
+        fields = self._fields(record.key, fields_file) if fields_file else {}
+        captions: list[Any] = []
+        if text_file:
+            captions = [self._read(record.key, text_file)]
+        else:
+            captions = pop_captions(record.key, fields)
+        image = self._read(record.key, image_file) if image_file else None
+        return RawSample(image=image, captions=captions, fields=fields)
+
+    def _read(self, key: str, name: str) -> bytes:
+        return read_file(key, self._root / name, self._image.max_bytes)
+
+    def _fields(self, key: str, name: str) -> dict[str, Any]:
+        return parse_fields(key, self._read(key, name))
+
+    def _walk(self) -> Iterator[Record]:
+        root = self._root.resolve()
+        for folder, subfolders, names in os.walk(self._root, onerror=_fail):
+            relative = Path(folder).relative_to(self._root)
+            for name in subfolders:
+                if (Path(folder) / name).is_symlink():
+                    where = (relative / name).as_posix()
+                    yield Record(
+                        safe_key(where),
+                        where,
+                        None,
+                        ("linked_folder", f"{where} is a link to a folder; links to folders are not followed."),
+                    )
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            yield from self._samples_of(root, relative, sorted(names))
+
+    def _samples_of(self, root: Path, relative: Path, names: list[str]) -> Iterator[Record]:
+        """Pair the files of one folder by their names without the extension."""
+        images: list[tuple[str, str]] = []
+        texts: dict[tuple[str, str], str] = {}
+        for name in names:
+            stem, dot, extension = name.rpartition(".")
+            if not dot or name.startswith("."):
+                continue
+            if extension.lower() in IMAGE_FILES:
+                images.append((stem, name))
+            elif extension.lower() in TEXT_FILES:
+                texts[stem, extension.lower()] = name
+        for stem, name in images:
+            yield self._record(root, relative, stem, (name, texts.get((stem, "txt")), texts.get((stem, "json"))))
+        orphans = {stem for stem, _ in texts} - {stem for stem, _ in images}
+        for stem in sorted(orphans):
+            yield self._record(root, relative, stem, (None, texts.get((stem, "txt")), texts.get((stem, "json"))))
+
+    def _record(self, root: Path, relative: Path, stem: str, names: tuple[str | None, ...]) -> Record:
+        files = [(relative / name).as_posix() if name else None for name in names]
+        first = next(file for file in files if file)
+        key = safe_key((relative / stem).as_posix())
+        sizes = []
+        for file in files:
+            if file is None:
+                continue
+            problem = self._link_problem(root, file)
+            if problem:
+                return Record(key, first, None, problem)
+            sizes.append(self._size(file))
+        return Record(key, first, (*files, tuple(sizes)))
+
+    def _size(self, file: str) -> int:
+        """Bytes of a file, so that a changed source is noticed; -1 for one that just vanished, which reading will refuse."""
+        try:
+            return (self._root / file).stat().st_size
+        except OSError:
+            return -1
+
+    def _link_problem(self, root: Path, file: str) -> tuple[str, str] | None:
+        path = self._root / file
+        if not path.is_symlink():
+            return None
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):
+            return "missing_file", f"{file} is a link that leads nowhere."
+        if target.is_relative_to(root):
+            return None
+        return "outside_folder", f"{file} is a link out of the folder."
+
+
+def parse_fields(key: str, data: bytes) -> dict[str, Any]:
+    """Parse a KEY.json.
+
+    Raises:
+        SampleError: `bad_json`.
+    """
+    try:
+        fields = json.loads(data.decode("utf-8-sig", "surrogateescape"))
+    except (ValueError, RecursionError) as e:
+        raise SampleError(key, "bad_json", f"The json cannot be parsed: {e}.") from e
+    if not isinstance(fields, dict):
+        raise SampleError(key, "bad_json", f"The json must hold a mapping, not a {type(fields).__name__}.")
+    return fields
+
+
+def pop_captions(key: str, fields: dict[str, Any]) -> list[str]:
+    """Take the captions out of fields: `captions` (a list) or else `caption`.
+
+    Raises:
+        SampleError: `bad_caption`, they are no strings.
+    """
+    name = "captions" if fields.get("captions") is not None else "caption"
+    found = fields.get(name)
+    if found is None:
+        return []
+    captions = [found] if isinstance(found, str) else found
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise SampleError(key, "bad_caption", f"`{name}` of the json must be a string or a list of strings; got {found!r:.80}.")
+    del fields[name]
+    return captions
+
+
+def _fail(error: OSError) -> None:
+    raise SourceError(f"The folder {error.filename!r} cannot be listed: {error.strerror}. Give access to it, or take it away.") from error

@@ -1,0 +1,185 @@
+"""A table of pairs: csv, tsv, jsonl (image paths) or parquet (image paths or bytes), with any names of columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.config import WriteConfig
+from shards.errors import ConfigError, SampleError, SourceError
+from shards.sources.paths import expand
+from shards.sources.record import RawSample, Record, read_file, refuse_shared_keys, safe_key
+from shards.sources.rows import read_rows
+
+TEXT_EXTENSIONS = (".csv", ".tsv", ".jsonl")
+EXTENSIONS = (*TEXT_EXTENSIONS, ".parquet")
+
+
+class TableSource:
+    """Rows of one table, or of several with the same columns."""
+
+    def __init__(self, config: WriteConfig) -> None:
+        self._config = config
+        self._columns = config.columns
+        self._files = expand(config.path or "", EXTENSIONS)
+        for file in self._files:
+            if file.suffix.lower() not in EXTENSIONS:
+                raise SourceError(f"{str(file)!r} is not a table that can be read. Give a file that ends in {', '.join(EXTENSIONS)}.")
+        self._open: tuple[tuple[int, int], pa.Table] | None = None
+
+    def records(self) -> list[Record]:
+        """List the rows of every file in order."""
+        listed: list[Record] = []
+        for number, file in enumerate(self._files):
+            listed += self._parquet_records(number, file) if file.suffix.lower() == ".parquet" else self._text_records(file)
+        if not listed:
+            raise SourceError(f"The table {self._config.path!r} has no rows. Give another `path`.")
+        if self._columns.key is not None:
+            return refuse_shared_keys(listed)
+        return _number_repeated_keys(listed)
+
+    def load(self, record: Record) -> RawSample:
+        """Turn one row into a raw sample, its image read."""
+        cells = self._cells(record)
+        columns = self._columns
+        image = self._image(record.key, cells.get(columns.image) if columns.image else None)
+        captions = self._captions(record.key, cells.get(columns.caption) if columns.caption else None)
+        return RawSample(image=image, captions=captions, fields=self._fields(cells))
+
+    def _text_records(self, file: Path) -> Iterator[Record]:
+        named: dict[str, None] = {}
+        for number, row in enumerate(read_rows(file, self._config.table)):
+            where = f"{file.name}:{row.line}"
+            if row.problem is not None:
+                yield Record(safe_key(f"{file.stem}-{number:09d}"), where, None, row.problem)
+                continue
+            named.update(dict.fromkeys(row.cells))
+            yield self._record(file, number, where, row.cells, (row.line, row.cells))
+        if named:
+            self._check_columns(file, list(named))
+
+    def _parquet_records(self, file_number: int, file: Path) -> Iterator[Record]:
+        with _opened(file) as parquet:
+            schema = parquet.schema_arrow
+            self._check_columns(file, schema.names)
+            wanted = [name for name in (self._columns.key, self._path_column(schema)) if name is not None]
+            number = 0
+            for group in range(parquet.metadata.num_row_groups):
+                rows = parquet.metadata.row_group(group).num_rows
+                size = parquet.metadata.row_group(group).total_byte_size
+                named = parquet.read_row_group(group, columns=wanted).to_pylist() if wanted else [{}] * rows
+                for row, cells in enumerate(named):
+                    yield self._record(file, number, f"{file.name}:{number}", cells, (file_number, group, row, rows, size, cells))
+                    number += 1
+
+    def _record(self, file: Path, number: int, where: str, cells: Mapping[str, Any], locator: Any) -> Record:
+        if self._columns.key is not None:
+            value = cells.get(self._columns.key)
+            if value is None or value == "":
+                return Record(safe_key(f"{file.stem}-{number:09d}"), where, None, ("bad_key", f"Column {self._columns.key!r} is empty."))
+            return Record(safe_key(str(value)), where, locator)
+        path = _path_in(cells.get(self._columns.image)) if self._columns.image else None
+        name = str(Path(path).with_suffix("")).lstrip("/") if path and Path(path).name else f"{file.stem}-{number:09d}"
+        return Record(safe_key(name), where, locator)
+
+    def _path_column(self, schema: pa.Schema) -> str | None:
+        """The column whose image paths name the samples: not one of image bytes, which are read only when they are written."""
+        column = self._columns.image
+        if column is None:
+            return None
+        kind = schema.field(column).type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return column
+        is_named = pa.types.is_struct(kind) and any(kind.field(i).name == "path" for i in range(kind.num_fields))
+        return f"{column}.path" if is_named else None
+
+    def _cells(self, record: Record) -> Mapping[str, Any]:
+        if not isinstance(record.locator[1], int):
+            cells: Mapping[str, Any] = record.locator[1]
+            return cells
+        file_number, group, row = record.locator[:3]
+        if self._open is None or self._open[0] != (file_number, group):
+            self._open = None  # two row groups need not be in memory at once
+            with _opened(self._files[file_number]) as parquet:
+                self._open = (file_number, group), parquet.read_row_group(group)
+        cells = self._open[1].slice(row, 1).to_pylist()[0]
+        return cells
+
+    def _image(self, key: str, cell: Any) -> bytes | None:
+        if isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes):
+            cell = cell["bytes"]
+        if isinstance(cell, bytes):
+            return cell
+        path = _path_in(cell)
+        if not path:
+            if cell is None or path == "":
+                return None
+            raise SampleError(key, "bad_row", f"The image cell must be a path or bytes; got a {type(cell).__name__}.")
+        root = self._config.table.image_root
+        folder = Path(root) if root is not None else self._files[0].parent
+        return read_file(key, folder / path, self._config.image.max_bytes)
+
+    def _captions(self, key: str, cell: Any) -> list[str]:
+        if cell is None:
+            return []
+        cells = cell if isinstance(cell, list) else [cell]
+        if not all(isinstance(text, (str, int, float)) for text in cells):
+            raise SampleError(key, "bad_caption", f"The caption cell must hold a text or a list of texts; got {cell!r:.80}.")
+        separator = self._columns.caption_separator
+        texts = [str(text) for text in cells]
+        return texts if separator is None else [part for text in texts for part in text.split(separator)]
+
+    def _fields(self, cells: Mapping[str, Any]) -> dict[str, Any]:
+        columns = self._columns
+        if columns.fields is not None:
+            return {name: cells[name] for name in columns.fields if name in cells}
+        taken = {columns.image, columns.caption, columns.key}
+        return {name: value for name, value in cells.items() if name not in taken and not isinstance(value, bytes)}
+
+    def _check_columns(self, file: Path, present: list[str]) -> None:
+        columns = self._columns
+        asked = [("image", columns.image), ("caption", columns.caption), ("key", columns.key)]
+        asked += [("fields", name) for name in columns.fields or []]
+        for name, column in asked:
+            if column is not None and column not in present:
+                raise ConfigError(
+                    f"`columns.{name}`: the table {file.name!r} has no column {column!r}; it has {', '.join(present)}. "
+                    f"Set columns.{name} to one of them{', or to null' if name in ('image', 'caption') else ''}."
+                )
+
+
+def _path_in(cell: Any) -> str | None:
+    if isinstance(cell, Mapping):
+        cell = cell.get("path")
+    return cell.strip() if isinstance(cell, str) else None
+
+
+def _number_repeated_keys(records: list[Record]) -> list[Record]:
+    """Give the second and later rows of one image keys of their own: `cat`, `cat-2`, `cat-3`."""
+    taken = {record.key for record in records}
+    seen: Counter[str] = Counter()
+    numbered = []
+    for record in records:
+        seen[record.key] += 1
+        key = record.key
+        if seen[key] > 1:
+            key = safe_key(f"{record.key}-{seen[record.key]}")
+            while key in taken:
+                seen[record.key] += 1
+                key = safe_key(f"{record.key}-{seen[record.key]}")
+            taken.add(key)
+        numbered.append(replace(record, key=key))
+    return numbered
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as e:
+        raise SourceError(f"The table {str(file)!r} cannot be read as parquet: {e}. Write it again.") from e

@@ -1,0 +1,193 @@
+"""Check a data set against its manifest: files, sizes, digests, every part's checksum, and a trial decode; each fault by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from shards.errors import IntegrityError, SampleError, ShardError
+from shards.index import file_sha256
+from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path
+from shards.order import GlobalOrder
+from shards.read import ShardReader
+from shards.sample import Sample
+
+_DECODE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong."""
+
+    shard: str
+    """File name of the tar."""
+    key: str | None
+    """The sample; None where the whole shard is concerned."""
+    problem: str
+    """One sentence."""
+
+    def __str__(self) -> str:
+        """Name the place as `shard:key`."""
+        return f"{self.shard}:{self.key}: {self.problem}" if self.key is not None else f"{self.shard}: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What was checked, and what was found."""
+
+    shards: int
+    """Shards in the manifest."""
+    rows: int
+    """Samples in the manifest."""
+    checked: int
+    """Samples that were read, compared with their checksums and decoded."""
+    faults: tuple[Fault, ...]
+    """In the order of the manifest."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def __str__(self) -> str:
+        """Give a line a fault and a line of totals."""
+        verdict = f"{len(self.faults)} faults" if self.faults else "no fault"
+        return "\n".join(
+            [*map(str, self.faults), f"{self.shards} shards, {self.rows} samples, {self.checked} read and decoded: {verdict}."]
+        )
+
+
+def verify(folder: str | Path, *, sample: int | None = None, full: bool = False, progress: Progress | None = None) -> Report:
+    """Check a data set.
+
+    Always: the files of the manifest and no others, their sizes, the sidecars' digests, keys that occur twice in a shard.
+
+    Args:
+        folder: the data set.
+        sample: also read and decode so many samples, drawn at random but the same at each call.
+        full: also re-hash every tar, and read and decode every sample.
+        progress: called after each shard.
+
+    Raises:
+        ShardError: there is no data set, or its manifest is malformed.
+    """
+    reader = ShardReader(folder, check_files=False)
+    manifest = reader.manifest
+    rows = _drawn(manifest, sample or 0)
+    faults: list[Fault] = []
+    checked = 0
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as threads:  # hashing and decoding release the interpreter's lock
+        check = partial(_check_shard, reader, rows=rows, full=full)
+        for done, (found, count) in enumerate(threads.map(check, range(len(manifest.shards))), 1):
+            faults += found
+            checked += count
+            if progress:
+                progress(done, len(manifest.shards))
+    faults += _strangers(manifest)
+    return Report(shards=len(manifest.shards), rows=manifest.rows, checked=checked, faults=tuple(faults))
+
+
+def check_sample(sample: Sample) -> Iterator[str]:
+    """Yield what is wrong with one sample: text or fields that cannot be parsed, an image that does not decode."""
+    try:
+        sample.fields()
+        sample.captions()
+    except SampleError as e:
+        yield e.detail
+    image = sample.image()
+    if image is not None:
+        problem = _decode_problem(image[1])
+        if problem:
+            yield f"its {image[0]} does not decode: {problem}."
+
+
+def _drawn(manifest: Manifest, count: int) -> dict[int, list[int]]:
+    """Draw rows by shard."""
+    drawn: dict[int, list[int]] = {}
+    if count and manifest.rows:
+        _, shards, rows = GlobalOrder(manifest.rows_per_shard, seed=0).locate(np.arange(min(count, manifest.rows)))
+        for shard, row in sorted(zip(shards.tolist(), rows.tolist(), strict=True)):
+            drawn.setdefault(shard, []).append(row)
+    return drawn
+
+
+def _check_shard(reader: ShardReader, shard: int, *, rows: dict[int, list[int]], full: bool) -> tuple[list[Fault], int]:
+    info = reader.manifest.shards[shard]
+    tar = reader.manifest.folder / info.shard
+    of_tar, of_sidecar = _tar_problem(tar, info, full), _sidecar_problem(tar, info)
+    faults = [Fault(info.shard, None, problem) for problem in (of_tar, of_sidecar) if problem]
+    if of_sidecar or not tar.is_file():
+        return faults, 0
+    faults += [Fault(info.shard, key, "this key occurs more than once in the shard.") for key in _repeated(reader.index(shard))]
+    chosen = range(info.rows) if full else rows.get(shard, [])
+    for row in chosen:
+        faults += [Fault(info.shard, reader.key(shard, row), problem) for problem in _row_problems(reader, shard, row)]
+    return faults, len(chosen)
+
+
+def _tar_problem(tar: Path, info: ShardInfo, full: bool) -> str | None:
+    if not tar.is_file():
+        return "the tar is missing."
+    if tar.stat().st_size != info.bytes:
+        return f"the tar has {tar.stat().st_size} bytes, the manifest says {info.bytes}."
+    if full and file_sha256(tar) != info.sha256:
+        return "the tar's sha256 differs from the manifest's."
+    return None
+
+
+def _sidecar_problem(tar: Path, info: ShardInfo) -> str | None:
+    sidecar = sidecar_path(tar)
+    if not sidecar.is_file():
+        return f"its sidecar {sidecar.name} is missing; run `mmscale shards index {tar.parent}`."
+    if file_sha256(sidecar) != info.index_sha256:
+        return f"the sha256 of its sidecar {sidecar.name} differs from the manifest's."
+    return None
+
+
+def _repeated(table: pa.Table) -> list[str]:
+    counts = pc.value_counts(table["key"])
+    repeated: list[str] = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    return repeated
+
+
+def _row_problems(reader: ShardReader, shard: int, row: int) -> Iterator[str]:
+    try:
+        sample = reader[shard, row]
+    except (IntegrityError, ShardError) as e:
+        yield str(e).removeprefix(f"{reader.manifest.shards[shard].shard}:{reader.key(shard, row)}: ")
+    else:
+        yield from check_sample(sample)
+
+
+def _decode_problem(data: bytes) -> str | None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except _DECODE_ERRORS as e:
+        return str(e) or type(e).__name__
+    return None
+
+
+def _strangers(manifest: Manifest) -> list[Fault]:
+    """Find tars and sidecars that the manifest does not know."""
+    known = {info.shard for info in manifest.shards}
+    tars = {path.name for path in manifest.folder.glob("*.tar")}
+    orphans = {path.name.removesuffix(SIDECAR_SUFFIX) + ".tar" for path in manifest.folder.glob(f"*{SIDECAR_SUFFIX}")} - tars - known
+    problem = f"the tar is not in the manifest; run `mmscale shards index {manifest.folder}` to take it in, or delete it."
+    return [Fault(name, None, problem) for name in sorted(tars - known)] + [
+        Fault(name, None, "there is a sidecar without its tar.") for name in sorted(orphans)
+    ]

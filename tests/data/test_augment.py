@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from mmscale.config import AugmentConfig
+from mmscale.data.augment import augment, is_active
+
+EVERYTHING = AugmentConfig(shift=3, scale=0.2, flip=0.5, brightness=0.3, contrast=0.3, channel_permutation=True, dihedral=True)
+
+
+def image(side: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def test_the_result_belongs_to_seed_and_position():
+    first = [augment(image(), EVERYTHING, 1, p) for p in range(20)]
+    again = [augment(image(), EVERYTHING, 1, p) for p in reversed(range(20))][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(augment(image(), EVERYTHING, 2, 0), first[0])
+    assert len({a.tobytes() for a in first}) == 20
+    assert all(a.shape == (24, 24, 3) and a.dtype == np.uint8 and a.flags.c_contiguous for a in first)
+
+
+def test_no_augmentation_changes_nothing():
+    assert not is_active(AugmentConfig())
+    assert is_active(EVERYTHING)
+    assert np.array_equal(augment(image(), AugmentConfig(), 0, 5), image())
+
+
+def test_shift_moves_whole_pixels_and_repeats_the_border():
+    source = image()
+    seen = set()
+    for position in range(200):
+        moved = augment(source, AugmentConfig(shift=2), 0, position)
+        matches = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if np.array_equal(moved, np.pad(source, ((2, 2), (2, 2), (0, 0)), mode="edge")[2 - dy : 26 - dy, 2 - dx : 26 - dx])
+        ]
+        assert len(matches) == 1
+        seen.update(matches)
+    assert len(seen) == 25
+
+
+def test_flip_takes_its_share():
+    flipped = sum(np.array_equal(augment(image(), AugmentConfig(flip=0.25), 0, p), image()[:, ::-1]) for p in range(1000))
+    assert 200 < flipped < 300
+
+
+def test_dihedral_gives_the_eight_symmetries_and_channels_the_six_orders():
+    assert len({augment(image(), AugmentConfig(dihedral=True), 0, p).tobytes() for p in range(200)}) == 8
+    orders = {augment(image(), AugmentConfig(channel_permutation=True), 0, p).tobytes() for p in range(200)}
+    assert len(orders) == 6
+
+
+def test_zoom_keeps_the_middle_in_the_middle():
+    dot = np.zeros((31, 31, 3), np.uint8)
+    dot[12:19, 12:19] = 255
+    for position in range(50):
+        zoomed = augment(dot, AugmentConfig(scale=0.3), 0, position).astype(float).sum(-1)
+        assert zoomed.sum(1) @ np.arange(31) / zoomed.sum() == pytest.approx(15, abs=0.1)
+    areas = [augment(dot, AugmentConfig(scale=0.3), 0, p).sum() / dot.sum() for p in range(200)]
+    assert 0.45 < min(areas) < 0.6
+    assert 1.5 < max(areas) < 1.75
+
+
+def test_brightness_and_contrast_stay_in_their_range():
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    values = [int(augment(grey, AugmentConfig(brightness=0.2), 0, p)[0, 0, 0]) for p in range(300)]
+    assert min(values) in (80, 81)
+    assert max(values) in (119, 120)
+    ramp = np.repeat(np.arange(50, 150, dtype=np.uint8)[:, None], 3, axis=1)[:, None].repeat(100, axis=1)
+    spread = [augment(ramp, AugmentConfig(contrast=0.5), 0, p).std() / ramp.std() for p in range(300)]
+    assert 0.49 < min(spread) < 0.52
+    assert 1.48 < max(spread) < 1.51
+
+
+def test_turning_one_change_on_leaves_the_others_as_they_were():
+    plain = augment(image(), AugmentConfig(shift=2), 0, 9)
+    coloured = augment(image(), AugmentConfig(shift=2, channel_permutation=True), 0, 9)
+    assert sorted(plain.reshape(-1, 3).sum(1)) == sorted(coloured.reshape(-1, 3).sum(1))
+    assert np.array_equal(plain.sum(-1), coloured.sum(-1))

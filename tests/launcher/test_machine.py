@@ -1,0 +1,75 @@
+"""What the launcher finds out about a machine, from device files and environment variables."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.machine import free_port, read_hostfile, this_machine
+from shards.errors import ConfigError
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_device_files_are_counted(devices: Path) -> None:
+    found = this_machine(devices)
+    assert (found.accelerator, found.devices, found.devices_are_restricted) == ("cuda", ("0", "1", "10"), False)
+    assert found.cores >= 1
+
+
+def test_visible_devices_restrict(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 10")
+    found = this_machine(devices)
+    assert (found.devices, found.devices_are_restricted) == (("1", "10"), True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("CUDA_VISIBLE_DEVICES", ""), ("CUDA_VISIBLE_DEVICES", "-1"), ("DS_ACCELERATOR", "cpu")])
+def test_devices_can_be_hidden(devices: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert this_machine(devices).accelerator == "cpu"
+
+
+def test_other_vendors_are_left_to_deepspeed(devices: Path) -> None:
+    (devices / "kfd").touch()
+    assert this_machine(devices).accelerator == "other"
+
+
+def test_machine_without_devices(tmp_path: Path) -> None:
+    assert this_machine(tmp_path).accelerator == "cpu"
+
+
+def test_free_ports_are_ports() -> None:
+    assert 1024 <= free_port() <= 65535
+
+
+def test_hostfile_is_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# ours\nnode-2 slots=8\n\nnode-1 slots=4  # the old one\n")
+    assert list(read_hostfile(path).items()) == [("node-2", 8), ("node-1", 4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("node-1\n", r":1: 'node-1' is not of the form `HOST slots=N`"),
+        ("node-1 slots=0\n", r":1: 'node-1 slots=0' is not of the form"),
+        ("a slots=1\na slots=2\n", r":2: the host 'a' is listed twice"),
+        ("# nobody\n", r"lists no host\. Give it `HOST slots=N` lines"),
+    ],
+)
+def test_wrong_hostfile_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_hostfile(path)
+
+
+def test_missing_hostfile_is_no_single_node_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"The hostfile '.*nowhere' cannot be read: .*No such file"):
+        read_hostfile(tmp_path / "nowhere")

@@ -1,0 +1,90 @@
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from shards.config import ImageConfig
+from shards.errors import SampleError, SourceError
+from shards.sources.webdataset import WebDatasetSource
+from tests.shards.pictures import encoded, gradient
+
+IMAGE = encoded(gradient())
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def pair(key: str, caption: str = "c") -> list[tuple[str, bytes]]:
+    return [(f"{key}.jpg", IMAGE), (f"{key}.txt", caption.encode())]
+
+
+def source_of(path: Path) -> WebDatasetSource:
+    return WebDatasetSource(str(path), ImageConfig())
+
+
+def test_parts_become_image_captions_fields_and_extra(tmp_path: Path) -> None:
+    members = [
+        ("dir/a.b/0001.jpg", IMAGE),
+        ("dir/a.b/0001.json", b'{"caption": "from json", "x": 1}'),
+        ("dir/a.b/0001.cls", b"7\n"),
+        ("dir/a.b/0001.seg.png", b"mask"),
+        ("dir/a.b/0001.flac", b"sound"),
+    ]
+    source = source_of(write_tar(tmp_path / "a.tar", members))
+    [record] = source.records()
+    assert record.key == "dir__a-b__0001"
+    raw = source.load(record)
+    assert raw.image == IMAGE
+    assert raw.captions == ["from json"]
+    assert raw.fields == {"x": 1, "cls": 7}
+    assert raw.extra == {"seg.png": b"mask", "flac": b"sound"}
+
+
+def test_one_key_in_several_tars(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [*pair("0"), *pair("1")])
+    write_tar(tmp_path / "b.tar", [*pair("0"), *pair("2")])
+    assert [record.key for record in source_of(tmp_path).records()] == ["a-0", "1", "b-0", "2"]
+
+
+def test_one_key_twice_in_a_tar(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [*pair("0"), *pair("1"), *pair("0"), *pair("2"), ("2.jpg", IMAGE)])
+    problems = [record.problem[0] if record.problem else None for record in source_of(path).records()]
+    assert problems == ["duplicate_key", None, "duplicate_key", "duplicate_part"]
+
+
+def test_two_images_in_a_sample(tmp_path: Path) -> None:
+    source = source_of(write_tar(tmp_path / "a.tar", [*pair("0"), ("0.png", IMAGE)]))
+    with pytest.raises(SampleError, match="0: duplicate_part: The sample has several images: jpg, png"):
+        source.load(source.records()[0])
+
+
+@pytest.mark.parametrize("cut", [600, 1500, 2560, 3000])
+def test_cut_tar(tmp_path: Path, cut: int) -> None:
+    path = write_tar(tmp_path / "a.tar", [*pair("0"), *pair("1")])
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[-1].offset_data + 512
+    path.write_bytes(path.read_bytes()[: end - cut])
+    source = source_of(path)
+    records = source.records()
+    assert records[0].key == "0"
+    assert source.load(records[0]).image == IMAGE
+    assert any(record.problem and record.problem[0] == "broken_tar" for record in records)
+
+
+def test_not_a_tar(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "z.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("x"))
+    with pytest.raises(SourceError, match=r"hold no sample. z.tar is no uncompressed tar, or is cut short"):
+        source_of(tmp_path / "z.tar").records()
+    with pytest.raises(SourceError, match="hold no sample"):
+        source_of(write_tar(tmp_path / "empty.tar", [])).records()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError, match=r"holds no .tar file"):
+        source_of(tmp_path / "none")

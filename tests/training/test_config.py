@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+
+from mmscale.arithmetic import plan_batch
+from mmscale.config import RunConfig, load_run_config
+from shards import configfile
+from shards.errors import ConfigError
+
+STAGE = "run: r\ndata: {shards: d}\nobjectives: {contrastive: {weight: 1}}\n"
+
+
+def load(tmp_path: Path, *words: str, text: str = STAGE) -> RunConfig:
+    path = tmp_path / "stage.yaml"
+    path.write_text(text)
+    return load_run_config(path, words)
+
+
+def test_command_line_goes_over_file_goes_over_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, "train.steps=7", "optimizer.betas=[0.8,0.9]", text=STAGE + "train: {steps: 5, seed: 3}\n")
+    assert (config.train.steps, config.train.seed, config.train.global_batch) == (7, 3, 256)
+    assert config.optimizer.betas == (0.8, 0.9)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = load(tmp_path, "task.name=vqa", "data.label=answer", "train.ema_decay=0.9")
+    path = tmp_path / "again.yaml"
+    path.write_text(configfile.to_yaml(config))
+    assert load_run_config(path) == config
+
+
+def test_model_part_by_name_path_and_override(tmp_path: Path) -> None:
+    part = tmp_path / "mine.yaml"
+    part.write_text("hidden_size: 96\nnum_heads: 3\n")
+    assert load(tmp_path, f"model={part}", "model.num_heads=6").model.num_heads == 6
+    assert load(tmp_path, f"model={part}").model.hidden_size == 96
+    with pytest.raises(ConfigError, match=r"`model=huge` names no part: known parts are .*Use one of them or the path of a .yaml file"):
+        load(tmp_path, "model=huge")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.stesp=4", r"`train.stesp`: Key 'stesp' not in 'TrainConfig'. Did you mean: 'steps'.* \(in the command line\)\.$"),
+        ("train.steps=many", r"`train.steps`: Value 'many' of type 'str' could not be converted to Integer \(in the command line\)\.$"),
+        ("train.precision=fp8", r"`train.precision`: Invalid value 'fp8', expected one of \['auto', 'fp32', 'bf16'\]"),
+        ("train", r"'train' is not of the form key=value, such as train.steps=100\."),
+        ("model.num_heads=7", r"`model.num_heads` must divide model.hidden_size = 128; got 7\."),
+        ("model.patch_size=7", r"`model.patch_size` must divide model.image_size = 32; got 7\."),
+        (
+            "data.max_text_tokens=99",
+            r"`data.max_text_tokens` = 99 is more than model.max_text_tokens = 64\. Lower the one or raise the other\.",
+        ),
+        ("train.steps=0", r"`train.steps` must be at least 1; got 0\."),
+        ("objectives.contrastive.weight=0", r"Nothing to train: every `objectives.\*.weight` is 0 and no `task` is set\."),
+    ],
+)
+def test_wrong_words_are_named(tmp_path: Path, word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, word)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_bad_yaml_and_required_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no configuration file '.*none.yaml'\. Give the path of a YAML file\."):
+        load_run_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"is not valid YAML"):
+        load(tmp_path, text="run: [1")
+    with pytest.raises(ConfigError, match=r"must hold `key: value` lines, not a list"):
+        load(tmp_path, text="- 1\n")
+    with pytest.raises(
+        ConfigError, match=r"`data.shards` is required and not set\. Add it to the configuration file or give data.shards=\.\.\. \."
+    ):
+        load(tmp_path, text="run: r\n")
+
+
+def test_batch_divides_over_ranks_and_accumulation(tmp_path: Path) -> None:
+    plan = plan_batch(load(tmp_path, "train.global_batch=64", "train.micro_batch=8"), ranks=2)
+    assert (plan.micro_batch, plan.ranks, plan.accumulation) == (8, 2, 4)
+    assert plan_batch(load(tmp_path, "train.global_batch=64"), ranks=4).micro_batch == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "message"),
+    [
+        (["train.global_batch=100"], 3, r"`train.global_batch` must divide by the ranks, 3; got 100\. Use 99 or 102\."),
+        (
+            ["train.global_batch=100", "train.micro_batch=4"],
+            8,
+            r"`train.global_batch` must divide by the ranks, 8; got 100\. Use 96 or 104\.",
+        ),
+        (
+            ["train.global_batch=96", "train.micro_batch=5"],
+            4,
+            r"`train.global_batch` must divide by micro_batch x ranks = 5 x 4 = 20; got 96\. Use 80 or 100\.",
+        ),
+        (
+            ["train.global_batch=16", "objectives.contrastive.group=5"],
+            2,
+            r"`objectives.contrastive.group` must divide micro_batch x ranks = 16; got 5\.",
+        ),
+    ],
+)
+def test_batch_that_does_not_divide(tmp_path: Path, words: list[str], ranks: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_batch(load(tmp_path, *words), ranks)
