@@ -1,7 +1,8 @@
 """The commit protocol: nothing is a checkpoint until its manifest is complete and its folder is renamed into place.
 
-rank 0 names an attempt -> every rank writes, syncs and hashes its own files into .tmp-step-N.attempt -> the entries are gathered over a gloo
-group -> rank 0 checks them against the folder, writes MANIFEST.json, renames the folder, syncs its parent -> all ranks learn the outcome.
+rank 0 names an attempt -> every rank writes, syncs and hashes its own files into .tmp-step-N.attempt -> the entries are gathered over a
+gloo group -> rank 0 checks them against the folder, writes MANIFEST.json, renames the folder, syncs its parent -> all ranks learn the
+outcome.
 """
 
 from __future__ import annotations

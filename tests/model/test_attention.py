@@ -60,6 +60,22 @@ def test_back_ends_equal_attention_written_out_in_values_and_gradients(backend: 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_on_a_cpu_is_computed_in_fp32() -> None:
+    """Equal to fp32 attention over the rounded inputs, rounded once: nothing but the storage is half."""
+    q, k, v, rows = inputs()
+    lengths, prefixes = torch.tensor(LENGTHS), torch.tensor(PREFIXES)
+    half = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+    whole = [x.detach().float().requires_grad_() for x in half]
+    outs = [padded_plan(lengths, prefixes, rows, x[0].dtype).attend(*x) for x in (half, whole)]
+    assert outs[0].dtype == torch.bfloat16
+    assert torch.equal(outs[0], outs[1].bfloat16())
+    weight = torch.randn_like(q).bfloat16()
+    (outs[0] * weight).sum().backward()
+    (outs[1] * weight.float()).sum().backward()
+    for a, b in zip(half, whole, strict=True):
+        assert torch.equal(a.grad, b.grad.bfloat16())
+
+
 def test_dense_and_empty_plans() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(15, 2, 8, requires_grad=True) for _ in range(3))
