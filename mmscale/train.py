@@ -189,7 +189,9 @@ def start_logging(folder: RunFolder, world: World) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if world.is_first:
-        handlers.append(logging.StreamHandler(sys.stdout))
+        console = logging.StreamHandler(sys.stdout)
+        console.addFilter(lambda record: record.levelno < logging.ERROR)  # `_report` prints those to stderr
+        handlers.append(console)
     root = logging.getLogger("mmscale")
     root.setLevel(logging.INFO)
     root.propagate = False
@@ -202,7 +204,8 @@ def start_logging(folder: RunFolder, world: World) -> None:
 def _report(error: MmscaleError, world: World | None) -> int:
     """Say once what went wrong: a wrong configuration is the same on every rank, so only the first one speaks."""
     code = 2 if isinstance(error, ConfigError) else 1
-    logger.error("%s", error)
+    if logging.getLogger("mmscale").handlers:  # else the run folder is not known yet
+        logger.error("%s", error)
     if code != 2 or world is None or world.is_first:
         print(f"mmscale: error: {error}", file=sys.stderr, flush=True)
     return code

@@ -88,13 +88,17 @@ def _cross_entropy(x_RD: Tensor, weight_VD: Tensor, bias_V: Tensor, labels_R: Te
     return loss_R, hits_R
 
 
+class OutputLinear(nn.Linear):
+    """The layer that ends a head: it starts small, so that the first predictions are all about alike."""
+
+
 class NormHead(nn.Module):
     """Norm and linear map: matching (one logit), masked image, task heads."""
 
     def __init__(self, config: MMScaleConfig, outputs: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.linear = nn.Linear(config.hidden_size, outputs)
+        self.linear = OutputLinear(config.hidden_size, outputs)
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """Outputs in fp32, (R, C)."""

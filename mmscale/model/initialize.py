@@ -11,19 +11,22 @@ from transformers import initialization
 from mmscale.model.block import ResidualLinear
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding
-from mmscale.model.heads import ContrastiveScale, LanguageHead
+from mmscale.model.heads import ContrastiveScale, LanguageHead, OutputLinear
 
 
 @torch.no_grad()
 def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     """Fill a module's parameters: truncated normal matrices, zero biases, unit norms.
 
-    Layers that write into the residual stream are scaled by 1 / sqrt(2 x layers). Source: Radford et al. 2019, section 2.3.
+    A layer's weights have the standard deviation 1 / sqrt(inputs) (LeCun et al. 1998, section 4.6), so that a narrow model starts with
+    activations as large as a wide one: with BERT's 0.02 for every width, one of width 128 needs several times as many samples. Layers that
+    write into the residual stream are scaled by 1 / sqrt(2 x layers) (Radford et al. 2019, section 2.3). Tables, tokens and the last layers
+    of heads take `initializer_range`.
     """
     std = config.initializer_range
     if isinstance(module, nn.Linear):
-        depth = 2 * (config.unimodal_layers + config.fusion_layers)
-        _truncated(module.weight, std / math.sqrt(depth) if isinstance(module, ResidualLinear) else std)
+        depth = 2 * (config.unimodal_layers + config.fusion_layers) if isinstance(module, ResidualLinear) else 1
+        _truncated(module.weight, std if isinstance(module, OutputLinear) else 1 / math.sqrt(depth * module.in_features))
         if module.bias is not None:
             initialization.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
@@ -34,7 +37,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     elif isinstance(module, nn.RMSNorm):
         initialization.ones_(module.weight)
     elif isinstance(module, ImageEmbedding):
-        for weight in (module.patch_weight, module.cls_token, module.mask_token, module.positions):
+        _truncated(module.patch_weight, 1 / math.sqrt(config.patch_values))
+        for weight in (module.cls_token, module.mask_token, module.positions):
             _truncated(weight, std)
         initialization.zeros_(module.patch_bias)
     elif isinstance(module, LanguageHead):

@@ -52,8 +52,10 @@ def test_initialisation_is_truncated_normal_and_smaller_into_the_residual_stream
     torch.manual_seed(0)
     model = MMScaleModel(tiny_config(hidden_size=64))
     expert = model.fusion_layers[0].text
-    assert abs(expert.qkv.weight.std().item() / 0.02 - 0.88) < 0.05
-    assert abs(expert.out.weight.std().item() * 8**0.5 / 0.02 - 0.88) < 0.05
+    assert abs(expert.qkv.weight.std().item() * 64**0.5 - 0.88) < 0.05
+    assert abs(expert.out.weight.std().item() * (8 * 64) ** 0.5 - 0.88) < 0.05
+    assert abs(expert.down.weight.std().item() * (8 * expert.down.in_features) ** 0.5 - 0.88) < 0.05
+    assert model.matching_head.linear.weight.abs().max() <= 0.04
     assert model.language_head.weight.abs().max() <= 0.04
     scale, bias = model.contrastive_scale()
     assert scale.item() == pytest.approx(10.0)

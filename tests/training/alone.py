@@ -1,4 +1,4 @@
-"""One rank after the other in one process that is started once."""
+"""One rank after the other, from one process that has imported everything."""
 
 from __future__ import annotations
 
@@ -15,42 +15,31 @@ Answer = tuple[int, str, str]
 
 
 class Alone:
-    """Calls the per-rank entry point; a process that died is named, with what it said, and replaced."""
+    """Calls the per-rank entry point; a run that died is shown with what it said."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "alone.log"
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *words: object) -> None:
-        """Begin a run; `answer` waits for its end."""
-        if self.process is None or self.process.poll() is not None:
-            command = [sys.executable, "-m", "tests.training.answer"]
-            with self.log.open("a") as log:
-                self.process = subprocess.Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, stderr=log, text=True)
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([str(w) for w in words]) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> Answer:
-        """Wait for the run that was begun."""
-        assert self.process is not None
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"the process died with {self.process.wait()}:\n{self.log.read_text()[-4000:]}"
-        code, out, err = json.loads(line)
-        return code, out, err
-
     def __call__(self, *words: object) -> Answer:
         """Run to the end."""
-        self.start(*words)
-        return self.answer()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the rank."""
-        assert self.process is not None
-        self.process.send_signal(number)
+        if self.process is None:
+            command = [sys.executable, "-m", "tests.training.answer"]
+            with self.log.open("w") as log:
+                self.process = subprocess.Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, stderr=log, text=True)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([str(w) for w in words]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            self.close()
+            raise AssertionError(self.log.read_text()[-4000:])
+        code, out, err = json.loads(line)
+        return code, out, err
 
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
             self.process.communicate()
+            self.process = None
