@@ -1,0 +1,161 @@
+"""Visual questions on published sets: easy-VQA and SHAPES, from shards to a table beside the published results.
+
+    python benchmarks/vqa.py easy-vqa | shapes [--seeds 0 1 2] [--jobs 2] [--place runs/vqa] [--out benchmarks/results/vqa-SET.json]
+
+Every command is one that a user would type: `mmscale shards write`, one rank of `mmscale.train` for pretraining and for fine-tuning,
+`mmscale evaluate`. Only the training split is ever trained on. For each seed: pretraining, fine-tuning, evaluation; for the first seed
+also two controls of the same size that start from the same checkpoint, one that sees the question alone, one the image alone. `--jobs`
+seeds run side by side with one thread each. Times are wall seconds of training on the machine named in the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tables.sources import REPOSITORY, easy_vqa, shapes
+
+MMSCALE = str(Path(sys.executable).with_name("mmscale"))
+CONTROLS = {"question only": ["data.image=false"], "image only": ["data.text=null"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a set is learned."""
+
+    split: str
+    """What is evaluated."""
+    published: dict[str, float]
+    """Accuracy by method, from the set's README."""
+    note: str
+    common: tuple[str, ...]
+    pretrain: tuple[str, ...]
+    finetune: tuple[str, ...]
+
+
+RECIPES = {
+    "easy-vqa": Recipe(
+        split="test",
+        published={"CNN + bag of words, 8 epochs": 0.938, "question-only lookup": 0.670, "majority": 0.364},
+        note="Complete published splits.",
+        common=(),
+        pretrain=(),
+        finetune=(),
+    ),
+    "shapes": Recipe(
+        split="val",
+        published={"NMN (official test)": 0.906, "VIS+LSTM (official test)": 0.653, "majority": 0.615},
+        note="Trained on reconstructed images: the published training images of train.large are not to be had. Evaluated on the original "
+        "val split; its questions never occur in training.",
+        common=("model.image_size=30", "model.patch_size=10"),
+        pretrain=(),
+        finetune=(),
+    ),
+}
+
+
+def call(words: list[str], log: Path) -> None:
+    """Run a command with one thread; its output goes to a file."""
+    with log.open("w") as output:
+        env = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        subprocess.run(words, check=True, env=env, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
+
+
+def write_shards(name: str, place: Path) -> Path:
+    """Write both splits once; the tokenizer is trained on the training split."""
+    tables = {"easy-vqa": easy_vqa, "shapes": shapes}[name](place / "tables")
+    for split, table in tables.items():
+        out = place / "shards" / split
+        words = ["source=table", f"path={table}", f"out={out}", "quarantine.max_fraction=0", "image.format=png"]
+        tokenizer = ["tokenizer.kind=wordpiece", "tokenizer.vocab_size=500", "tokenizer.lowercase=true"] if split == "train" else []
+        call([MMSCALE, "shards", "write", *words, *tokenizer], place / f"shards-{split}.log")
+    return place / "shards"
+
+
+def train(stage: str, run: Path, *words: str) -> float:
+    """Train one stage; returns its wall seconds."""
+    start = time.perf_counter()
+    log = run.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    call([sys.executable, "-m", "mmscale.train", f"configs/{stage}/questions.yaml", f"run={run}", *words], log)
+    return time.perf_counter() - start
+
+
+def evaluate(run: Path, data: Path) -> float:
+    """Accuracy of a run's newest checkpoint."""
+    call([MMSCALE, "evaluate", str(run), "task=vqa", f"data={data}"], run.with_suffix(".evaluate.log"))
+    return float(json.loads((run / "evaluations" / "vqa" / "report.json").read_text())["metrics"]["accuracy"])
+
+
+def measure(name: str, place: Path, seed: int, controls: bool) -> dict[str, Any]:
+    """One seed: pretraining, fine-tuning, evaluation."""
+    recipe, shards = RECIPES[name], place / "shards"
+    folder = place / f"seed-{seed}"
+    words = [f"data.shards={shards / 'train'}", f"train.seed={seed}", *recipe.common]
+    pretrained = folder / "pretrain"
+    seconds = train("pretrain", pretrained, *words, *recipe.pretrain)
+    result: dict[str, Any] = {"seed": seed, "pretrain_s": seconds}
+    for what, extra in ({"model": []} | (CONTROLS if controls else {})).items():
+        run = folder / what.replace(" ", "-")
+        took = train("finetune", run, *words, f"init_from={pretrained}", *recipe.finetune, *extra)
+        result[what] = {"accuracy": evaluate(run, shards / recipe.split), "finetune_s": took}
+        print(
+            f"{name}, seed {seed}, {what}: {result[what]['accuracy']:.4f}  (pretraining {seconds:.0f} s, fine-tuning {took:.0f} s)",
+            flush=True,
+        )
+    return result
+
+
+def summarize(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, beside what was published."""
+    recipe = RECIPES[name]
+    found = [r["model"]["accuracy"] for r in results]
+    return {
+        "benchmark": f"vqa {name}",
+        "split": recipe.split,
+        "note": recipe.note,
+        "accuracy_mean": statistics.mean(found),
+        "accuracy_std": statistics.stdev(found) if len(found) > 1 else None,
+        "controls": {what: r[what]["accuracy"] for r in results for what in CONTROLS if what in r},
+        "published": recipe.published,
+        "longest_training_s": max(r["pretrain_s"] + r["model"]["finetune_s"] for r in results),
+        "results": results,
+        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "threads_a_run": 1},
+        "versions": {n: version(n) for n in ("mmscale", "torch", "deepspeed")} | {"python": platform.python_version()},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> None:
+    """Write shards, train, evaluate, save."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("set", choices=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--place", type=Path, default=REPOSITORY / "runs" / "vqa")
+    parser.add_argument("--out", type=Path)
+    words = parser.parse_args()
+    place = words.place.resolve() / words.set
+    place.mkdir(parents=True, exist_ok=True)
+    write_shards(words.set, place)
+    with ThreadPoolExecutor(words.jobs) as pool:
+        results = list(pool.map(lambda seed: measure(words.set, place, seed, seed == words.seeds[0]), words.seeds))
+    out = words.out or Path(__file__).parent / "results" / f"vqa-{words.set}.json"
+    out.write_text(json.dumps(summarize(words.set, results), indent=1) + "\n")
+    print(out.read_text())
+
+
+if __name__ == "__main__":
+    main()
