@@ -21,12 +21,15 @@ import typer
 from launcher.engines.deepspeed import find_program
 from launcher.errors import LaunchError
 from shards.errors import ConfigError, MmscaleError
+from shards.manifest import read_manifest
 
 TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 CONFIGS = Path("configs/demo")
 RANKS = 2
 ROWS_PER_SHARD = 50
 """Of the user's own pairs: small shards, so that a tenth of them can be held out of few pairs too."""
+BATCH, EPOCHS, FEWEST_STEPS, MOST_STEPS = 128, 30, 200, 2500
+"""Pretraining on the user's own pairs: so many passes, within bounds; the batch is that of the stage file."""
 OWN_MODEL = ("model.image_size=64", "model.patch_size=16")
 """The user's pictures are looked at more closely than glyphs, with as many patches."""
 
@@ -67,15 +70,22 @@ def glyph_stages(out: Path) -> list[Stage]:
     ]
 
 
-def own_stages(out: Path, label: str | None) -> list[Stage]:
-    """The stages over the user's own pairs, once `write_own_shards` has written and parted them. Pure."""
+def own_stages(out: Path, label: str | None, pairs: int) -> list[Stage]:
+    """The stages over the user's own pairs, once `write_own_shards` has written and parted them. Pure.
+
+    Args:
+        out: folder of everything.
+        label: field to classify by.
+        pairs: how many there are; the fewer, the sooner more steps would only learn them by heart.
+    """
+    steps = min(MOST_STEPS, max(FEWEST_STEPS, pairs * EPOCHS // BATCH))
     shards, evaluations = out / "shards", out / "evaluations"
     pretrain, finetune = out / "pretrain", out / "finetune"
     data = (f"data.shards={shards / 'train'}", f"data.tokenizer={shards / 'all' / 'tokenizer'}")
     heldout = f"data={shards / 'heldout'}"
     stages = [
         *(Stage(title=f"{part} shards -> a data set", words=("shards", "index", str(shards / part))) for part in ("train", "heldout")),
-        _launch("pretraining", "pretrain.yaml", f"run={pretrain}", *data, *OWN_MODEL),
+        _launch("pretraining", "pretrain.yaml", f"run={pretrain}", *data, *OWN_MODEL, f"train.steps={steps}"),
         _evaluate("retrieval", pretrain, evaluations, heldout, "samples=1000"),
         _evaluate("captioning", pretrain, evaluations, heldout, "samples=1000"),
     ]
@@ -130,7 +140,7 @@ def main(
         else:
             out = Path("runs") / f"demo-{data.resolve().stem}"
             write_own_shards(data, out / "shards")
-            stages = own_stages(out, label)
+            stages = own_stages(out, label, read_manifest(out / "shards" / "all").rows)
         for number, stage in enumerate(stages, start=1):
             run_stage(stage, f"{number} of {len(stages)}")
         summary = summarize(read_metrics(out / "evaluations"), minutes=(time.monotonic() - start) / 60)

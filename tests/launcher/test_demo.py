@@ -25,9 +25,15 @@ def test_glyph_stages_word_for_word() -> None:
 
 @pytest.mark.parametrize(("label", "stages"), [(None, 5), ("kind", 7)])
 def test_own_pairs_get_a_classifier_only_with_a_label(label: str | None, stages: int) -> None:
-    words = [" ".join(stage.words) for stage in own_stages(Path("runs/demo-mine"), label)]
+    words = [" ".join(stage.words) for stage in own_stages(Path("runs/demo-mine"), label, 1769)]
     assert len(words) == stages
     assert any("data.label=kind" in line for line in words) == (label is not None)
+    assert "train.steps=414" in words[2]
+
+
+@pytest.mark.parametrize(("pairs", "steps"), [(60, 200), (1769, 414), (10_000_000, 2500)])
+def test_few_pairs_are_not_learned_by_heart(pairs: int, steps: int) -> None:
+    assert f"train.steps={steps}" in own_stages(Path("runs/demo-mine"), None, pairs)[2].words
 
 
 def test_kind_of_the_users_data_is_told_from_the_path(tmp_path: Path) -> None:
