@@ -22,7 +22,7 @@ from launcher.monitor import LaunchRecord, Status, read_status, write_launch
 from launcher.plan import LaunchPlan
 from mmscale.errors import RunError
 
-POLL_S = 0.1
+POLL_S = 0.03
 STOPPED, NO_PROGRESS = 85, 86
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # An outer launcher's; the ranks must not take them for their own.
