@@ -22,7 +22,7 @@ from launcher.monitor import LaunchRecord, Status, read_status, write_launch
 from launcher.plan import LaunchPlan
 from mmscale.errors import RunError
 
-POLL_S = 0.03
+POLL_S = 0.1
 STOPPED, NO_PROGRESS = 85, 86
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # An outer launcher's; the ranks must not take them for their own.
@@ -65,6 +65,7 @@ def supervise(plan: LaunchPlan) -> int:
             _follow(plan, engine, child, watch, received)
         finally:
             left = processes.kill_descendants()
+            watch.close()
     if left:
         _say(f"{left} processes of the run were still there and were killed.")
     return _verdict(plan, engine, child.returncode, watch, received)
@@ -78,7 +79,7 @@ def _follow(plan: LaunchPlan, engine: Engine, child: subprocess.Popen[bytes], wa
         processes.reap(keep=child.pid)
         follower.copy(engine.rank_logs(plan).get(0, []))
         _pass_on(plan, child, watch, received)
-        time.sleep(POLL_S)
+        watch.wait(POLL_S)
     watch.look()
     follower.copy(engine.rank_logs(plan).get(0, []))
 
