@@ -124,12 +124,12 @@ def launch(
 @app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder (its newest checkpoint).")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="task=... data=... and other keys.")] = None,
+    words: Words = None,
 ) -> None:
     """Evaluate a checkpoint, for example: task=retrieval data=data/x."""
     from mmscale.evaluate import evaluate_command
 
-    for name, value in evaluate_command(checkpoint, words or []).items():
+    for name, value in evaluate_command(checkpoint, *split_words(words or [])).items():
         print(f"{name:<24}{value:.6g}")
 
 

@@ -45,9 +45,7 @@ class Stage:
 
 def glyph_stages(out: Path) -> list[Stage]:
     """The stages over drawn glyphs. Pure."""
-    shards, evaluations = out / "shards", out / "evaluations"
-    pretrain, finetune = out / "pretrain", out / "finetune"
-    heldout = f"data={shards / 'heldout'}"
+    shards, pretrain, finetune = out / "shards", out / "pretrain", out / "finetune"
     return [
         *(
             Stage(
@@ -64,9 +62,9 @@ def glyph_stages(out: Path) -> list[Stage]:
             f"data.shards={shards / 'train'}",
             f"init_from={pretrain}",
         ),
-        _evaluate("retrieval", pretrain, evaluations, heldout, "samples=1000"),
-        _evaluate("captioning", pretrain, evaluations, heldout, "samples=1000"),
-        _evaluate("classification", finetune, evaluations, heldout),
+        _evaluate("retrieval", pretrain, out),
+        _evaluate("captioning", pretrain, out),
+        _evaluate("classification", finetune, out, "samples=0"),
     ]
 
 
@@ -79,20 +77,18 @@ def own_stages(out: Path, label: str | None, pairs: int) -> list[Stage]:
         pairs: how many there are; the fewer, the sooner more steps would only learn them by heart.
     """
     steps = min(MOST_STEPS, max(FEWEST_STEPS, pairs * EPOCHS // BATCH))
-    shards, evaluations = out / "shards", out / "evaluations"
-    pretrain, finetune = out / "pretrain", out / "finetune"
+    shards, pretrain, finetune = out / "shards", out / "pretrain", out / "finetune"
     data = (f"data.shards={shards / 'train'}", f"data.tokenizer={shards / 'all' / 'tokenizer'}")
-    heldout = f"data={shards / 'heldout'}"
     stages = [
         *(Stage(title=f"{part} shards -> a data set", words=("shards", "index", str(shards / part))) for part in ("train", "heldout")),
         _launch("pretraining", "pretrain.yaml", f"run={pretrain}", *data, *OWN_MODEL, f"train.steps={steps}"),
-        _evaluate("retrieval", pretrain, evaluations, heldout, "samples=1000"),
-        _evaluate("captioning", pretrain, evaluations, heldout, "samples=1000"),
+        _evaluate("retrieval", pretrain, out),
+        _evaluate("captioning", pretrain, out),
     ]
     if label is not None:
         words = (f"run={finetune}", *data, *OWN_MODEL, f"init_from={pretrain}", f"data.label={label}")
         stages.append(_launch(f"fine-tuning: the label {label}", "finetune.yaml", *words))
-        stages.append(_evaluate("classification", finetune, evaluations, heldout))
+        stages.append(_evaluate("classification", finetune, out, "samples=0"))
     return stages
 
 
@@ -208,8 +204,9 @@ def _launch(title: str, stage: str, *words: str) -> Stage:
     return Stage(title=title, words=("launch", str(CONFIGS / stage), *words, "--ranks-per-node", str(RANKS)))
 
 
-def _evaluate(task: str, run: Path, evaluations: Path, *words: str) -> Stage:
-    return Stage(title=f"evaluation: {task}", words=("evaluate", str(run), f"task={task}", *words, f"out={evaluations / task}"))
+def _evaluate(task: str, run: Path, out: Path, *words: str) -> Stage:
+    place = (f"data={out / 'shards' / 'heldout'}", f"out={out / 'evaluations' / task}")
+    return Stage(title=f"evaluation: {task}", words=("evaluate", str(run), str(CONFIGS / "evaluate.yaml"), f"task={task}", *place, *words))
 
 
 if __name__ == "__main__":

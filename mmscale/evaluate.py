@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateCommand:
-    """Keys of `mmscale evaluate CHECKPOINT key=value ...`."""
+    """Keys of `mmscale evaluate CHECKPOINT [CONFIG] key=value ...`."""
 
     task: Literal["classification", "vqa", "retrieval", "captioning"] = "???"  # type: ignore[assignment]
     """Which of mmscale/tasks."""
@@ -55,8 +55,13 @@ class EvaluateCommand:
     """Where to compute."""
 
 
-def evaluate_command(checkpoint: str | Path, words: Sequence[str]) -> dict[str, float]:
+def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[str]) -> dict[str, float]:
     """Evaluate a checkpoint in this process and write report.json, predictions.jsonl and pictures.
+
+    Args:
+        checkpoint: a checkpoint, or a run folder (its newest checkpoint).
+        path: a YAML file of `EvaluateCommand`'s keys, or null.
+        words: `key=value` words that go over it.
 
     Returns:
         The metrics by name.
@@ -64,7 +69,7 @@ def evaluate_command(checkpoint: str | Path, words: Sequence[str]) -> dict[str, 
     Raises:
         MmscaleError: not a checkpoint, no such data set or task, or data without what the task needs.
     """
-    command = configfile.load(EvaluateCommand, None, words)
+    command = configfile.load(EvaluateCommand, path, words)
     folder = resolve(checkpoint)
     config = evaluation_config(checkpoint_config(folder), command)
     task = build_task(config)

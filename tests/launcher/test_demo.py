@@ -17,9 +17,12 @@ def test_glyph_stages_word_for_word() -> None:
         "launch configs/demo/pretrain.yaml run=runs/demo/pretrain data.shards=runs/demo/shards/train --ranks-per-node 2",
         "launch configs/demo/finetune.yaml run=runs/demo/finetune data.shards=runs/demo/shards/train init_from=runs/demo/pretrain "
         "--ranks-per-node 2",
-        "evaluate runs/demo/pretrain task=retrieval data=runs/demo/shards/heldout samples=1000 out=runs/demo/evaluations/retrieval",
-        "evaluate runs/demo/pretrain task=captioning data=runs/demo/shards/heldout samples=1000 out=runs/demo/evaluations/captioning",
-        "evaluate runs/demo/finetune task=classification data=runs/demo/shards/heldout out=runs/demo/evaluations/classification",
+        "evaluate runs/demo/pretrain configs/demo/evaluate.yaml task=retrieval data=runs/demo/shards/heldout "
+        "out=runs/demo/evaluations/retrieval",
+        "evaluate runs/demo/pretrain configs/demo/evaluate.yaml task=captioning data=runs/demo/shards/heldout "
+        "out=runs/demo/evaluations/captioning",
+        "evaluate runs/demo/finetune configs/demo/evaluate.yaml task=classification data=runs/demo/shards/heldout "
+        "out=runs/demo/evaluations/classification samples=0",
     ]
 
 
