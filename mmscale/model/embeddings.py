@@ -74,15 +74,19 @@ class ImageEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Word and position tables."""
+    """Word and position tables, and a norm after their sum (Devlin et al. 2019).
+
+    The norm lets the tables be small, so that a rare word learns fast, while the residual stream starts as large as what layers add to it.
+    """
 
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.max_text_tokens, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids_T: Tensor, offsets_T: Tensor) -> Tensor:
         """Embed tokens, given each one's offset in its sequence; (T, D)."""
-        embedded: Tensor = self.dropout(self.words(ids_T) + self.positions(offsets_T))
+        embedded: Tensor = self.dropout(self.norm(self.words(ids_T) + self.positions(offsets_T)))
         return embedded

@@ -13,6 +13,9 @@ from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding
 from mmscale.model.heads import ContrastiveScale, LanguageHead, OutputLinear
 
+IMAGE_POSITION_STD = 0.5
+"""Of image positions and tokens: patches of pixels in [-1, 1] come out of their embedding with a root mean square of up to 1."""
+
 
 @torch.no_grad()
 def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
@@ -20,8 +23,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
 
     A layer's weights have the standard deviation 1 / sqrt(inputs) (LeCun et al. 1998, section 4.6), so that a narrow model starts with
     activations as large as a wide one: with BERT's 0.02 for every width, one of width 128 needs several times as many samples. Layers that
-    write into the residual stream are scaled by 1 / sqrt(2 x layers) (Radford et al. 2019, section 2.3). Tables, tokens and the last layers
-    of heads take `initializer_range`.
+    write into the residual stream are scaled by 1 / sqrt(2 x layers) (Radford et al. 2019, section 2.3). Tables of text, which a norm
+    follows, and the last layers of heads take `initializer_range`; what is added to patches is about as large as they are.
     """
     std = config.initializer_range
     if isinstance(module, nn.Linear):
@@ -39,7 +42,7 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     elif isinstance(module, ImageEmbedding):
         _truncated(module.patch_weight, 1 / math.sqrt(config.patch_values))
         for weight in (module.cls_token, module.mask_token, module.positions):
-            _truncated(weight, std)
+            _truncated(weight, IMAGE_POSITION_STD)
         initialization.zeros_(module.patch_bias)
     elif isinstance(module, LanguageHead):
         _truncated(module.weight, std)

@@ -123,14 +123,11 @@ def load_text(model: MMScaleModel, folder: str | Path) -> LoadReport:
     places = _layer_places(model, "text", source.config.num_hidden_layers)
     for i, place in enumerate(places):
         found |= _bert_layer(source, i, place)
-    norm_before = places[0] if places else None
-    norms = [("embeddings.LayerNorm", norm_before)]
-    norms += [(f"encoder.layer.{i}.output.LayerNorm", places[i + 1] if i + 1 < len(places) else None) for i in range(len(places))]
-    for name, below in norms:
-        if below is not None:
-            found |= _pair(source, f"{below}.attention_norm", name)
+    found |= _pair(source, "text_embedding.norm", "embeddings.LayerNorm")
+    for i, place in enumerate(places[1:]):  # the norm after a layer feeds the next one's attention
+        found |= _pair(source, f"{place}.attention_norm", f"encoder.layer.{i}.output.LayerNorm")
     if len(places) == model.config.unimodal_layers == source.config.num_hidden_layers and places:
-        found |= _pair(source, "caption_projection.norm", norms[-1][0])
+        found |= _pair(source, "caption_projection.norm", f"encoder.layer.{len(places) - 1}.output.LayerNorm")
     return _fill(model, source, found, ("text_embedding.", "text_layers.", "caption_projection.norm.", ".text."))
 
 

@@ -75,12 +75,16 @@ def test_bert_weights_go_to_the_places_that_feed_the_same_sublayers(tmp_path: Pa
     first, second = (layer.expert for layer in model.text_layers)
     query = source["encoder.layer.0.attention.self.query.weight"]
     torch.testing.assert_close(first.qkv.weight[:32], query)
-    torch.testing.assert_close(first.attention_norm.weight, source["embeddings.LayerNorm.weight"])
     torch.testing.assert_close(first.mlp_norm.weight, source["encoder.layer.0.attention.output.LayerNorm.weight"])
     torch.testing.assert_close(second.attention_norm.bias, source["encoder.layer.0.output.LayerNorm.bias"])
     torch.testing.assert_close(model.caption_projection.norm.weight, source["encoder.layer.1.output.LayerNorm.weight"])
     positions = source["embeddings.position_embeddings.weight"][:24] + source["embeddings.token_type_embeddings.weight"][0]
     torch.testing.assert_close(model.text_embedding.positions.weight, positions)
+    ids = torch.arange(5, 12)
+    with torch.no_grad():
+        embedded = model.eval().text_embedding(ids, torch.arange(7))
+        expected = BertModel.from_pretrained(tmp_path).eval().embeddings(input_ids=ids[None])[0]
+    torch.testing.assert_close(embedded, expected, rtol=1e-3, atol=1e-3)  # up to the norms' epsilon
     assert report.left == ["pooler.dense.weight", "pooler.dense.bias"]
     assert "  left        2  pooler.dense.weight, pooler.dense.bias" in str(report)
     assert str(report).startswith(f"started from {tmp_path}\n  loaded")
