@@ -35,6 +35,11 @@ class AugmentConfig:
     """Shuffle the three colour channels."""
     dihedral: bool = False
     """One of the eight flips and quarter turns of a square image."""
+    directions: list[str] | None = None
+    """Four phrases of the texts and labels, clockwise from above, such as [above, right of, below, left of]: they turn with the image
+    (flip, dihedral), so that what is said of it stays true. null: texts stay as they are."""
+    colours: list[str] | None = None
+    """Three words of the texts and labels, for red, green and blue: they follow the channels (channel_permutation). null: as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,10 @@ class ModelConfig:
     """Side in pixels of the square model input; images are resized to it."""
     patch_size: int = 8
     """Side in pixels of a patch; must divide image_size."""
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Mean of red, green and blue in [0, 1] that pixels are centred by. Pictures on a plain ground train faster with their own mean."""
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Standard deviation of red, green and blue that pixels are then divided by."""
     max_text_tokens: int = 64
     """Rows of the text position table; at least data.max_text_tokens."""
     projection_size: int = 128
@@ -323,6 +332,12 @@ def _check(config: RunConfig) -> None:
         model.image_size % model.patch_size == 0,
         f"`model.patch_size` must divide model.image_size = {model.image_size}; got {model.patch_size}.",
     )
+    for key, words, count in (("directions", data.augment.directions, 4), ("colours", data.augment.colours, 3)):
+        _need(
+            words is None or len({word.casefold() for word in words}) == len(words) == count,
+            f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
+        )
+    _need(min(model.image_std) > 0, f"`model.image_std` must be above 0; got {list(model.image_std)}.")
     _need(
         data.max_text_tokens <= model.max_text_tokens,
         f"`data.max_text_tokens` = {data.max_text_tokens} is more than model.max_text_tokens = {model.max_text_tokens}. "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from mmscale.errors import CheckpointError
 from mmscale.run_folder import fsync
@@ -18,6 +20,8 @@ MODEL = "model"
 AVERAGE = "ema"
 """Folder of their moving average, where one is kept."""
 _WEIGHTS = "model.safetensors"
+_UNSEEN_IN_SHAPES = ("num_heads", "activation", "image_mean", "image_std")
+"""Keys of the model's configuration that weights of equal shapes may differ in and then compute something else."""
 
 
 def write_model(folder: Path, config: object, weights: Iterator[tuple[str, Tensor]], tokenizer: Path | None, *, write: bool) -> list[Path]:
@@ -65,11 +69,11 @@ class InitReport:
         return "\n".join(lines)
 
 
-def init_from(model: nn.Module, checkpoint: Path) -> InitReport:
+def init_from(model: PreTrainedModel, checkpoint: Path) -> InitReport:
     """Start a model from a checkpoint's weights; heads may differ, the stack may not.
 
     Raises:
-        CheckpointError: no weights, or tensors of another shape.
+        CheckpointError: no weights, tensors of another shape, or weights that were trained to be used otherwise.
     """
     path = model_folder(checkpoint) / _WEIGHTS
     if not path.is_file():
@@ -89,5 +93,16 @@ def init_from(model: nn.Module, checkpoint: Path) -> InitReport:
         raise CheckpointError(
             f"`init_from`: {str(checkpoint)!r} is of another model: {len(stack)} of {len(own)} tensors, such as {stack[0]}, are not in it."
         )
+    theirs, ours = json.loads((path.parent / "config.json").read_text(encoding="utf-8")), model.config.to_dict()
+    for key in _UNSEEN_IN_SHAPES:
+        if key in theirs and _plain(theirs[key]) != _plain(ours[key]):
+            raise CheckpointError(
+                f"`init_from`: {str(checkpoint)!r} was trained with model.{key} = {_plain(theirs[key])}, here it is {_plain(ours[key])}. "
+                "Use the same `model` part as that run."
+            )
     model.load_state_dict(shared, strict=False)
     return InitReport(tuple(shared), tuple(n for n in saved if n not in shared), tuple(n for n in own if n not in shared))
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,6 +1,13 @@
-"""Image augmentation that is a pure function of (seed, position): the same on any rank, worker and resume."""
+"""Augmentation that is a pure function of (seed, position): the same on any rank, worker and resume.
+
+Images are changed, and words that name directions or colours in them can follow: a picture that is mirrored swaps its left and right
+(as do the texts of Kamath et al. 2021, MDETR).
+"""
 
 from __future__ import annotations
+
+import re
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +65,45 @@ def apply(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.flo
     if config.channel_permutation:
         changed = changed[..., _PERMUTATIONS[int(draws[_CHANNELS] * 6)]]
     return np.array(_recolour(changed, config, draws), order="C")
+
+
+def rewrite(text: str, config: AugmentConfig, draws: NDArray[np.float64]) -> str:
+    """Let the words that `config.directions` and `config.colours` name follow an image that `apply` changes by the same draws.
+
+    Args:
+        text: what is said of the image; phrases are found as whole words, in any case, and each is replaced once.
+        config: as of `apply`.
+        draws: (DRAWS,) numbers in (0, 1).
+    """
+    phrases = _followed(config, draws)
+    if not phrases:
+        return text
+    return _pattern(tuple(phrases)).sub(lambda found: phrases[found[0].casefold()], text)
+
+
+def follows(config: AugmentConfig) -> bool:
+    """Whether the configuration changes any text."""
+    return bool((config.directions and (config.flip or config.dihedral)) or (config.colours and config.channel_permutation))
+
+
+def _followed(config: AugmentConfig, draws: NDArray[np.float64]) -> dict[str, str]:
+    """Phrase -> the phrase that is true of the changed image."""
+    phrases: dict[str, str] = {}
+    if config.directions:
+        turn = int(draws[_DIHEDRAL] * 8) if config.dihedral else 0
+        mirrored = (config.flip > 0 and draws[_FLIP] < config.flip) != (turn >= 4)
+        for place, phrase in enumerate(config.directions):  # a mirror swaps right and left, a turn goes against the clock
+            phrases[phrase.casefold()] = config.directions[((-place if mirrored else place) - turn) % 4]
+    if config.colours and config.channel_permutation:
+        for new, old in enumerate(_PERMUTATIONS[int(draws[_CHANNELS] * 6)]):
+            phrases[config.colours[old].casefold()] = config.colours[new]
+    return phrases
+
+
+@lru_cache(maxsize=16)
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
 
 
 def _move(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:

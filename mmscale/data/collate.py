@@ -5,7 +5,7 @@ Shape letters: M samples, N images, S sequences of a stream, T tokens of a strea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmscale.config import AugmentConfig, RunConfig
-from mmscale.data.augment import apply, draws_for, is_active
+from mmscale.data.augment import apply, draws_for, follows, is_active, rewrite
 from mmscale.data.batch import IGNORE, Batch, TextStream
 from mmscale.data.example import Example
 from mmscale.data.keyed import Purpose, uniform
@@ -26,6 +26,8 @@ _CAPTION, _TEXT, _FUSE, _IMAGE = range(4)
 """Columns of the Purpose.CHOICE draws: which caption; whether the text stream, fusion and image masking take the sample."""
 Encoded = list[tuple[int, list[int]]]
 """(row, ids) of each sample that has a text."""
+Follow = Callable[[int, str], str]
+"""(row, text) to the text that is true of that row's augmented image."""
 _REPLACE_BY_MASK, _REPLACE_BY_RANDOM = 0.8, 0.9
 """BERT's 80 / 10 / 10: mask token, random token, left as it is (Devlin et al. 2019)."""
 
@@ -49,7 +51,7 @@ class Collator:
     labels: dict[str, int] = field(default_factory=dict)
     """Label to class."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Image augmentation; its default changes nothing."""
+    """Augmentation; its default changes nothing."""
     training: bool = True
     """False: the first caption instead of a drawn one, and the samples' fields go along."""
     ordinary_ids: NDArray[np.int64] = field(init=False, repr=False, compare=False)
@@ -126,7 +128,8 @@ class Collator:
         for target, row in enumerate(image_rows_N):
             if target != row:
                 pixels_MHHC[target] = pixels_MHHC[row]
-        encoded = {name: self._encode(examples, name, choice_M4) for name in {self.plan.caption, self.plan.text}}
+        follow = self._follow(examples, positions_M)
+        encoded = {name: self._encode(examples, name, choice_M4, follow) for name in {self.plan.caption, self.plan.text}}
         return Batch(
             positions_M=torch.from_numpy(positions_M),
             weights_M=torch.tensor([e.weight for e in examples], dtype=torch.float32),
@@ -137,7 +140,7 @@ class Collator:
             caption=self._caption_stream(encoded[self.plan.caption], choice_M4),
             text=self._text_stream(encoded[self.plan.text], positions_M, choice_M4),
             gumbel_MG=torch.from_numpy(self._gumbel(positions_M)),
-            targets=self._targets(examples),
+            targets=self._targets(examples, follow),
             fields=[] if self.training else [e.fields | {"captions": e.captions} for e in examples],
         )
 
@@ -147,14 +150,21 @@ class Collator:
         sample = 2 * stream + 32 + self.patches + 4 * self._group(samples)
         return samples * sample + 4096
 
-    def _encode(self, examples: Sequence[Example], name: str | None, choice_M4: NDArray[np.float64]) -> Encoded:
+    def _follow(self, examples: Sequence[Example], positions_M: NDArray[np.int64]) -> Follow:
+        """How words follow the augmentation of each sample's image."""
+        if not follows(self.augment):
+            return lambda row, text: text
+        draws = self.augment_draws(positions_M.tolist())
+        return lambda row, text: text if examples[row].image is None else rewrite(text, self.augment, draws[row])
+
+    def _encode(self, examples: Sequence[Example], name: str | None, choice_M4: NDArray[np.float64], follow: Follow) -> Encoded:
         """Encode one text of each sample that has the field, the same one for both streams."""
         encoded = []
         for row, example in enumerate(examples):
             texts = [] if name is None else example.texts(name)
             if texts:
                 drawn = int(choice_M4[row, _CAPTION] * len(texts)) if self.training else 0
-                encoded.append((row, self.tokenizer.encode(texts[drawn], self.max_text_tokens)))
+                encoded.append((row, self.tokenizer.encode(follow(row, texts[drawn]), self.max_text_tokens)))
         return encoded
 
     def _caption_stream(self, encoded: Encoded, choice_M4: NDArray[np.float64]) -> TextStream:
@@ -213,10 +223,11 @@ class Collator:
     def _group(self, samples: int) -> int:
         return (self.plan.matching_group or samples) if self.plan.matching else 0
 
-    def _targets(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def _targets(self, examples: Sequence[Example], follow: Follow) -> dict[str, torch.Tensor]:
         if self.plan.label is None:
             return {}
-        found: list[Any] = [label_of(e.fields.get(self.plan.label)) for e in examples]
+        labels = [label_of(e.fields.get(self.plan.label)) for e in examples]
+        found: list[Any] = [label and follow(row, label) for row, label in enumerate(labels)]
         return {"label": torch.tensor([self.labels.get(label, IGNORE) for label in found], dtype=torch.int64)}
 
 

@@ -17,6 +17,8 @@ SHAPE_KEYS = (
     "mlp_ratio",
     "image_size",
     "patch_size",
+    "image_mean",
+    "image_std",
     "max_text_tokens",
     "projection_size",
     "qk_norm",
@@ -40,6 +42,8 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     mlp_ratio: float = 4.0
     image_size: int = 32
     patch_size: int = 8
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     max_text_tokens: int = 64
     projection_size: int = 128
     qk_norm: bool = True

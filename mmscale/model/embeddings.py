@@ -5,6 +5,8 @@ Shape letters: N images, P patches, L = P + 1 image tokens, T text tokens, D hid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,12 @@ def patchify(pixels_NCHW: Tensor, patch: int) -> Tensor:
     n, c, h, w = pixels_NCHW.shape
     cut = pixels_NCHW.reshape(n, c, h // patch, patch, w // patch, patch)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
+
+
+def standardize(values_NPC: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Turn the bytes of patches into (value / 255 - mean) / std, colour by colour."""
+    colours = zip(values_NPC.chunk(3, dim=-1), mean, std, strict=True)
+    return torch.cat([part.to(dtype) * (1 / (255 * s)) - m / s for part, m, s in colours], dim=-1)
 
 
 def resize_positions(positions_LD: Tensor, patches: int) -> Tensor:
@@ -46,6 +54,7 @@ class ImageEmbedding(nn.Module):
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
         self.patch_size = config.patch_size
+        self.mean, self.std = tuple(config.image_mean), tuple(config.image_std)
         self.patch_weight = nn.Parameter(torch.empty(config.hidden_size, config.patch_values))
         self.patch_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -64,8 +73,8 @@ class ImageEmbedding(nn.Module):
         Returns:
             (N + len(hidden), L, D).
         """
-        values_NPC = patchify(pixels_NCHW, self.patch_size).to(self.patch_weight.dtype)
-        x_NPD = F.linear(values_NPC / 127.5 - 1.0, self.patch_weight, self.patch_bias)
+        values_NPC = standardize(patchify(pixels_NCHW, self.patch_size), self.mean, self.std, self.patch_weight.dtype)
+        x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
         cls_N1D = (self.cls_token + self.positions[:1]).expand(len(x_NPD), -1, -1)

@@ -9,6 +9,7 @@ A checkpoint's first `unimodal_layers` layers start the lower layers, the follow
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,20 @@ class Source:
                     "Set model.hidden_size, model.num_heads and model.mlp_ratio to the checkpoint's."
                 )
 
+    def check_pixels(self, model: MMScaleModel) -> None:
+        """Raise ConfigError where the checkpoint's own preprocessor, if it is there, scales pixels otherwise."""
+        path = Path(self.folder) / "preprocessor_config.json"
+        if not path.is_file():
+            return
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("image_mean", "image_std"):
+            ours = list(getattr(model.config, name))
+            if theirs.get(name, ours) != ours:
+                raise ConfigError(
+                    f"`model.{self.key}`: {self.folder!r} was trained with {name} = {theirs[name]}, the model has {ours}. "
+                    f"Set model.{name} to the checkpoint's."
+                )
+
 
 def load_towers(model: MMScaleModel, config: ModelConfig) -> list[LoadReport]:
     """Start the experts from the checkpoints that `model.init_text_from` and `model.init_image_from` name.
@@ -149,6 +164,7 @@ def load_image(model: MMScaleModel, folder: str | Path) -> LoadReport:
             f"`model.init_image_from`: {str(folder)!r} has patches of {source.config.patch_size} pixels, model.patch_size is "
             f"{model.config.patch_size}. Set model.patch_size to the checkpoint's."
         )
+    source.check_pixels(model)
     positions = source.take("embeddings.position_embeddings")[0]
     if source.config.model_type == "deit":  # the distillation token's row stands second
         positions = torch.cat([positions[:1], positions[2:]])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmscale.config import AugmentConfig
-from mmscale.data.augment import augment, is_active
+from mmscale.data.augment import augment, draws_for, follows, is_active, rewrite
 
 EVERYTHING = AugmentConfig(shift=3, scale=0.2, flip=0.5, brightness=0.3, contrast=0.3, channel_permutation=True, dihedral=True)
 
@@ -80,3 +80,52 @@ def test_turning_one_change_on_leaves_the_others_as_they_were():
     coloured = augment(image(), AugmentConfig(shift=2, channel_permutation=True), 0, 9)
     assert sorted(plain.reshape(-1, 3).sum(1)) == sorted(coloured.reshape(-1, 3).sum(1))
     assert np.array_equal(plain.sum(-1), coloured.sum(-1))
+
+
+DIRECTIONS, COLOURS = ["above", "right of", "below", "left of"], ["red", "green", "blue"]
+PLACES = [(2, 12), (12, 21), (21, 12), (12, 2)]
+"""Row and column of a dot above, right of, below and left of the middle."""
+
+
+def dot(direction: int, colour: int) -> np.ndarray:
+    drawn = np.zeros((24, 24, 3), np.uint8)
+    row, column = PLACES[direction]
+    drawn[row - 2 : row + 2, column - 2 : column + 2, colour] = 255
+    return drawn
+
+
+def seen(drawn: np.ndarray) -> tuple[int, int]:
+    """Direction and colour of the dot in an image."""
+    brightest = [drawn[row - 1 : row + 1, column - 1 : column + 1].sum(dtype=int) for row, column in PLACES]
+    return int(np.argmax(brightest)), int(np.argmax(drawn.sum((0, 1), dtype=int)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(flip=0.5, directions=DIRECTIONS),
+        AugmentConfig(dihedral=True, directions=DIRECTIONS),
+        AugmentConfig(flip=0.5, dihedral=True, directions=DIRECTIONS, channel_permutation=True, colours=COLOURS),
+    ],
+)
+def test_what_the_text_says_stays_true_of_the_image(config: AugmentConfig):
+    said = set()
+    for position in range(300):
+        direction, colour = position % 4, position % 3
+        changed = augment(dot(direction, colour), config, 0, position)
+        where, what = seen(changed)
+        text = rewrite(
+            f"Is a {COLOURS[colour]} dot {DIRECTIONS[direction].upper()} it? rightly belowground", config, draws_for(0, np.array([position]))[0]
+        )
+        assert text.removesuffix(" it? rightly belowground").casefold() == f"is a {COLOURS[what]} dot {DIRECTIONS[where]}"
+        said.add((direction, where, what))
+    assert len(said) == (48 if config.colours else 16 * 3 if config.dihedral else 6 * 3)
+
+
+def test_texts_follow_only_what_happens_to_the_image():
+    assert not follows(AugmentConfig(directions=DIRECTIONS, channel_permutation=True))
+    assert follows(AugmentConfig(directions=DIRECTIONS, flip=0.5))
+    assert not follows(AugmentConfig(colours=COLOURS, dihedral=True))
+    text, draws = "red above blue", draws_for(0, np.arange(50))
+    assert {rewrite(text, AugmentConfig(directions=DIRECTIONS, channel_permutation=True), d) for d in draws} == {text}
+    assert {rewrite(text, AugmentConfig(colours=COLOURS, dihedral=True), d) for d in draws} == {text}

@@ -193,3 +193,30 @@ def test_a_label_task_needs_its_label(tmp_path):
         build(tmp_path, tmp_path, task={"name": "vqa"})
     with pytest.raises(ConfigError, match=r"`task\.name=vqa` needs the label vocabulary"):
         build(tmp_path, tmp_path, task={"name": "vqa"}, data={"label": "answer"})
+
+
+def test_texts_and_labels_follow_the_channels_of_the_image(tmp_path):
+    colours = ["red", "green", "blue"]
+    layers = {
+        "data": {
+            "text": "question",
+            "label": "answer",
+            "labels": colours,
+            "augment": {"shift": 0, "flip": 0.0, "brightness": 0.0, "scale": 0.0, "channel_permutation": True, "colours": colours},
+        },
+        "objectives": {name: {"weight": 0.0} for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")},
+        "task": {"name": "vqa"},
+    }
+    made, evaluating = build(tmp_path, tmp_path, **layers), build(tmp_path, tmp_path, training=False, **layers)
+    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+    pixels[..., 1] = 200
+    fields = {"question": "a green circle above a square", "answer": "green"}
+    samples = [Example(p, "k", image=pixels, fields=fields) for p in range(60)]
+    batch = made(samples)
+    shown = batch.pixels_NCHW.amax((2, 3)).argmax(1).tolist()
+    assert set(shown) == {0, 1, 2}
+    assert batch.targets["label"].tolist() == shown
+    assert sequences(batch.text) == {i: made.tokenizer.encode(f"a {colours[c]} circle above a square", 8) for i, c in enumerate(shown)}
+    assert evaluating(samples).targets["label"].tolist() == [1] * 60
+    blind = made([Example(p, "k", fields=fields) for p in range(60)])
+    assert blind.targets["label"].tolist() == [1] * 60  # nothing was shown, so nothing follows

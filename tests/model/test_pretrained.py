@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel, ViTConfig, ViTModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from mmscale.config import ModelConfig
 from mmscale.model.embeddings import resize_positions
@@ -46,6 +46,23 @@ def test_a_tower_started_from_a_vit_computes_what_the_vit_computes(tmp_path: Pat
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert report.left == ["pooler.dense.weight", "pooler.dense.bias"]
     assert all(name == "image_embedding.mask_token" or ".perception." in name for name in report.missing)
+
+
+def test_pixels_are_scaled_as_the_checkpoint_saw_them(tmp_path: Path) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    vit(tmp_path)
+    ViTImageProcessor(image_mean=mean, image_std=std).save_pretrained(tmp_path)
+    message = r"was trained with image_mean = \[0\.485, 0\.456, 0\.406\], the model has \[0\.5, 0\.5, 0\.5\]\. Set model\.image_mean to the"
+    with pytest.raises(ConfigError, match=message):
+        load_image(tiny_model(qk_norm=False), tmp_path)
+    model = tiny_model(qk_norm=False, layer_norm_eps=1e-12, image_mean=mean, image_std=std).eval()
+    load_image(model, tmp_path)
+    batch = make_batch(random_rows(3))
+    ours = model.image_projection(model.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, torch.zeros(0, dtype=torch.int64)))[0]
+    pixels = (batch.pixels_NCHW.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        theirs = ViTModel.from_pretrained(tmp_path).eval()(pixels).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_deeper_vit_goes_on_in_the_fusion_layers_and_the_rest_is_left(tmp_path: Path) -> None:

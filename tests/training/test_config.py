@@ -51,6 +51,11 @@ def test_model_part_by_name_path_and_override(tmp_path: Path) -> None:
             "data.max_text_tokens=99",
             r"`data.max_text_tokens` = 99 is more than model.max_text_tokens = 64\. Lower the one or raise the other\.",
         ),
+        ("model.image_std=[1,0,1]", r"`model.image_std` must be above 0; got \[1\.0, 0\.0, 1\.0\]\."),
+        (
+            "data.augment.colours=[red,Red,blue]",
+            r"`data.augment.colours` must be 3 different phrases or null; got \['red', 'Red', 'blue'\]\.",
+        ),
         ("train.steps=0", r"`train.steps` must be at least 1; got 0\."),
         ("objectives.contrastive.weight=0", r"Nothing to train: every `objectives.\*.weight` is 0 and no `task` is set\."),
     ],

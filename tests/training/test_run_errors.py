@@ -62,6 +62,11 @@ def test_start_from_another_model(alone: Alone, stage: Path, tmp_path: Path, tin
     checkpoint = tiny_run / "checkpoints" / "step-00000012"
     assert said.startswith(f"`init_from`: {str(checkpoint)!r} is of another model: ")
     assert re.search(r"is \(.*\) there and \(.*\) here \(\d+ tensors differ\)\. Use the same `model` part and tokenizer as that run", said)
+    said = complain(alone, 1, stage, f"run={tmp_path}/r", f"init_from={tiny_run}", "model.image_mean=[0.9,0.9,0.9]")
+    assert said == (
+        f"`init_from`: {str(checkpoint)!r} was trained with model.image_mean = [0.5, 0.5, 0.5], here it is [0.9, 0.9, 0.9]. "
+        "Use the same `model` part as that run."
+    )
 
 
 @pytest.mark.parametrize(
