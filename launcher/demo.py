@@ -28,10 +28,13 @@ CONFIGS = Path("configs/demo")
 RANKS = 2
 ROWS_PER_SHARD = 50
 """Of the user's own pairs: small shards, so that a tenth of them can be held out of few pairs too."""
-BATCH, EPOCHS, FEWEST_STEPS, MOST_STEPS = 128, 30, 200, 2500
+BATCH, EPOCHS, FEWEST_STEPS, MOST_STEPS = 128, 30, 200, 1600
 """Pretraining on the user's own pairs: so many passes, within bounds; the batch is that of the stage file."""
-OWN_MODEL = ("model.image_size=64", "model.patch_size=16")
-"""The user's pictures are looked at more closely than glyphs, with as many patches."""
+OWN_MODEL = (
+    *("model.image_size=64", "model.patch_size=16"),
+    *("model.image_mean=[0.5,0.5,0.5]", "model.image_std=[0.5,0.5,0.5]"),
+)
+"""The user's pictures are looked at more closely than glyphs, with as many patches, and are not all black on white."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

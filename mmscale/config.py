@@ -84,7 +84,7 @@ class ModelConfig:
     patch_size: int = 8
     """Side in pixels of a patch; must divide image_size."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Mean of red, green and blue in [0, 1] that pixels are centred by. Pictures on a plain ground train faster with their own mean."""
+    """Mean of red, green and blue in [0, 1] that pixels are centred by. For pictures on a plain ground the data set's own can be better."""
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Standard deviation of red, green and blue that pixels are then divided by."""
     max_text_tokens: int = 64

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import transformers
 
 from mmscale.assemble import checkpoint_config
 from mmscale.checkpoint.find import resolve
@@ -75,6 +76,7 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     task = build_task(config)
     device = torch.device("cuda" if command.device == "auto" and torch.cuda.is_available() else command.device.replace("auto", "cpu"))
     source = model_folder(folder)
+    transformers.utils.logging.disable_progress_bar()  # of loading weights: a line of noise for a model of any size that fits here
     model = MMScaleModel.from_pretrained(source).to(device).eval()
     tokenizer = TextTokenizer(source / "tokenizer")
     start = time.perf_counter()

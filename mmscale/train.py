@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [w for w in (sys.argv[1:] if argv is None else argv) if not w.startswith("--local_rank")]
     if "CROSS_RANK" in os.environ:  # set by deepspeed's per-host launcher, which leaves its ranks running when it is killed
         die_with_parent()
+    # of a call inside DeepSpeed, which a user can do nothing about
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     world: World | None = None
     try:
         if not words or "=" in words[0]:
