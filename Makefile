@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # The user's own pairs for `make demo`: a folder or a table. Empty: rendered glyphs, which need no download.
 DATA ?=
+# With DATA: more words for `mmscale shards write`, such as columns.image=file.
+WORDS ?=
 # With DATA: the field of the pairs to train a classifier on. Empty: none is trained.
 LABEL ?=
 # An extra package index for pip, such as one that offers CPU-only builds of torch.
@@ -28,7 +30,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m launcher.demo $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)')
+	$(BIN)/python -m launcher.demo $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)') $(WORDS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

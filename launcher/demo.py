@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,6 +130,7 @@ def hold_out(shards: Path) -> None:
 def main(
     data: Annotated[Path | None, typer.Option(help="The user's own pairs: a folder or a table.")] = None,
     label: Annotated[str | None, typer.Option(help="Field of the user's pairs to classify by; default: no classifier.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="How the pairs are read: columns.image=...")] = None,
 ) -> None:
     """Run the demo and end with a table, summary.json and where to look further."""
     start = time.monotonic()
@@ -138,7 +139,7 @@ def main(
             out, stages = Path("runs/demo"), glyph_stages(Path("runs/demo"))
         else:
             out = Path("runs") / f"demo-{data.resolve().stem}"
-            write_own_shards(data, out / "shards")
+            write_own_shards(data, out / "shards", words or [])
             stages = own_stages(out, label, read_manifest(out / "shards" / "all").rows)
         for number, stage in enumerate(stages, start=1):
             run_stage(stage, f"{number} of {len(stages)}")
@@ -150,15 +151,20 @@ def main(
     print_summary(summary, out)
 
 
-def write_own_shards(data: Path, shards: Path) -> None:
+def write_own_shards(data: Path, shards: Path, words: Sequence[str]) -> None:
     """Write the user's pairs and hold some out.
+
+    Args:
+        data: a folder or a table.
+        shards: folder that receives `all`, `train` and `heldout`.
+        words: more words for `mmscale shards write`.
 
     Raises:
         ConfigError, LaunchError: as `source_words`, `hold_out` and `run_stage`.
     """
-    words = (*source_words(data), f"out={shards / 'all'}", f"rows_per_shard={ROWS_PER_SHARD}", "image.short_side=64")
+    fixed = (*source_words(data), f"out={shards / 'all'}", f"rows_per_shard={ROWS_PER_SHARD}", "image.short_side=64")
     tokenizer = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=4096", "tokenizer.lowercase=true")
-    run_stage(Stage(title=f"{data} -> shards", words=("shards", "write", *words, *tokenizer)), "first")
+    run_stage(Stage(title=f"{data} -> shards", words=("shards", "write", *fixed, *tokenizer, *words)), "first")
     hold_out(shards)
 
 

@@ -6,6 +6,7 @@ being written and nothing else, and the bytes are those of an uninterrupted run.
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -125,10 +126,12 @@ def _check_budget(summary: WriteSummary, plan: Plan, budget: QuarantineConfig) -
     limit = f"quarantine.max_fraction={budget.max_fraction:g}"
     if budget.max_count is not None and bad > budget.max_count:
         limit = f"quarantine.max_count={budget.max_count}"
+    with (summary.out / QUARANTINE_NAME).open(encoding="utf-8") as lines:
+        first = json.loads(lines.readline())
     raise BudgetError(
         f"{bad} of {plan.records} samples were quarantined ({_reasons(summary.quarantined)}), more than {limit} allows. "
-        f"The other {summary.written} are written in {str(summary.out)!r}. "
-        f"Read {QUARANTINE_NAME} there; mend the source, or raise the limit."
+        f"The other {summary.written} are written in {str(summary.out)!r}. The first is {first['key']!r} of {first['source']}: "
+        f"{first['detail']} Read {QUARANTINE_NAME} there for all; mend the source, or raise the limit."
     )
 
 

@@ -123,7 +123,13 @@ class TableSource:
             raise SampleError(key, "bad_row", f"The image cell must be a path or bytes; got a {type(cell).__name__}.")
         root = self._config.table.image_root
         folder = Path(root) if root is not None else self._files[0].parent
-        return read_file(key, folder / path, self._config.image.max_bytes)
+        try:
+            return read_file(key, folder / path, self._config.image.max_bytes)
+        except SampleError as e:
+            if e.reason != "missing_file" or root is not None or Path(path).is_absolute():
+                raise
+            hint = "Paths start from the table's folder; table.image_root names another."
+            raise SampleError(key, e.reason, f"{e.detail} {hint}") from e
 
     def _captions(self, key: str, cell: Any) -> list[str]:
         if cell is None:

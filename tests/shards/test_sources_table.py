@@ -95,7 +95,10 @@ def test_bad_rows(folder: Path) -> None:
     good, short, missing, empty, latin = source.records()
     assert source.load(good).captions == ["quoted, and\nbroken"]
     assert short.problem == ("bad_row", "Line 4 has 1 cells; the header names 2 columns.")
-    with pytest.raises(SampleError, match=r"none: missing_file: .*none.jpg': There is no such file"):
+    with pytest.raises(
+        SampleError,
+        match=r"none: missing_file: .*none.jpg': There is no such file\. Paths start from the table's folder; table.image_root names",
+    ):
         source.load(missing)
     assert source.load(empty).image is None
     assert source.load(latin).captions == ["caf\udce9"]
