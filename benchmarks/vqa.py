@@ -25,7 +25,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tables.sources import REPOSITORY, easy_vqa, shapes
+
+from mmscale.config import load_run_config
+from mmscale.data.augment import draws_for, follows, rewrite
+from mmscale.data.dataset import ShardDataset
 
 MMSCALE = str(Path(sys.executable).with_name("mmscale"))
 CONTROLS = {"question only": ["data.image=false"], "image only": ["data.text=null"]}
@@ -103,10 +108,33 @@ def train(stage: str, run: Path, ranks: int, *words: str) -> float:
     return time.perf_counter() - start
 
 
-def evaluate(run: Path, data: Path) -> float:
-    """Accuracy of a run's newest checkpoint."""
+def evaluate(run: Path, data: Path) -> dict[str, Any]:
+    """Accuracy of a run's newest checkpoint, and of it over those questions alone that no step of the run can have shown."""
     call([MMSCALE, "evaluate", str(run), "task=vqa", f"data={data}"], run.with_suffix(".evaluate.log"))
-    return float(json.loads((run / "evaluations" / "vqa" / "report.json").read_text())["metrics"]["accuracy"])
+    out = run / "evaluations" / "vqa"
+    records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    shown, asked = questions_shown(run), questions_of(data)
+    new = [record["label"] == record["prediction"] for record in records if asked[record["key"]] not in shown]
+    return {
+        "accuracy": json.loads((out / "report.json").read_text())["metrics"]["accuracy"],
+        "new_questions": {"samples": len(new), "accuracy": statistics.mean(new) if new else None},
+    }
+
+
+def questions_of(data: str | Path) -> dict[str, str]:
+    """Key to question of every sample of a data set."""
+    dataset = ShardDataset(data, seed=0, shuffle=False, image_size=8)
+    return {example.key: example.fields["question"] for example in (dataset[i] for i in range(len(dataset)))}
+
+
+def questions_shown(run: Path) -> set[str]:
+    """Every question of a run's data set, and every one that augmentation makes of it."""
+    config = load_run_config(run / "config.yaml").data
+    questions = set(questions_of(config.shards).values())
+    if not follows(config.augment):
+        return questions
+    draws = draws_for(0, np.arange(1000))  # 48 ways to turn and recolour: none is left out
+    return {rewrite(question, config.augment, drawn) for question in questions for drawn in draws}
 
 
 def measure(name: str, place: Path, seed: int, controls: bool) -> dict[str, Any]:
@@ -120,7 +148,7 @@ def measure(name: str, place: Path, seed: int, controls: bool) -> dict[str, Any]
     for what, extra in ({"model": []} | (CONTROLS if controls else {})).items():
         run = folder / what.replace(" ", "-")
         took = train("finetune", run, recipe.ranks, *words, f"init_from={pretrained}", *recipe.finetune, *extra)
-        result[what] = {"accuracy": evaluate(run, shards / recipe.split), "finetune_s": took}
+        result[what] = evaluate(run, shards / recipe.split) | {"finetune_s": took}
         print(
             f"{name}, seed {seed}, {what}: {result[what]['accuracy']:.4f}  (pretraining {seconds:.0f} s, fine-tuning {took:.0f} s)",
             flush=True,
@@ -132,12 +160,14 @@ def summarize(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, beside what was published."""
     recipe = RECIPES[name]
     found = [r["model"]["accuracy"] for r in results]
+    new = [r["model"]["new_questions"]["accuracy"] for r in results]
     return {
         "benchmark": f"vqa {name}",
         "split": recipe.split,
         "note": recipe.note,
         "accuracy_mean": statistics.mean(found),
         "accuracy_std": statistics.stdev(found) if len(found) > 1 else None,
+        "new_questions_accuracy": None if None in new else statistics.mean(new),
         "controls": {what: r[what]["accuracy"] for r in results for what in CONTROLS if what in r},
         "published": recipe.published,
         "longest_training_s": max(r["pretrain_s"] + r["model"]["finetune_s"] for r in results),
