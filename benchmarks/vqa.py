@@ -30,7 +30,8 @@ from tables.sources import REPOSITORY, easy_vqa, shapes
 
 from mmscale.config import load_run_config
 from mmscale.data.augment import draws_for, follows, rewrite
-from mmscale.data.dataset import ShardDataset
+from mmscale.data.labels import label_vocabulary
+from shards.read import ShardReader
 
 MMSCALE = str(Path(sys.executable).with_name("mmscale"))
 CONTROLS = {"question only": ["data.image=false"], "image only": ["data.text=null"]}
@@ -113,7 +114,9 @@ def evaluate(run: Path, data: Path) -> dict[str, Any]:
     call([MMSCALE, "evaluate", str(run), "task=vqa", f"data={data}"], run.with_suffix(".evaluate.log"))
     out = run / "evaluations" / "vqa"
     records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    shown, asked = questions_shown(run), questions_of(data)
+    shown, reader = questions_shown(run), ShardReader(data)
+    samples = (reader[shard, row] for shard, rows in enumerate(reader.rows_per_shard) for row in range(rows))
+    asked = {sample.key: sample.fields()["question"] for sample in samples}
     new = [record["label"] == record["prediction"] for record in records if asked[record["key"]] not in shown]
     return {
         "accuracy": json.loads((out / "report.json").read_text())["metrics"]["accuracy"],
@@ -121,16 +124,10 @@ def evaluate(run: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def questions_of(data: str | Path) -> dict[str, str]:
-    """Key to question of every sample of a data set."""
-    dataset = ShardDataset(data, seed=0, shuffle=False, image_size=8)
-    return {example.key: example.fields["question"] for example in (dataset[i] for i in range(len(dataset)))}
-
-
 def questions_shown(run: Path) -> set[str]:
     """Every question of a run's data set, and every one that augmentation makes of it."""
     config = load_run_config(run / "config.yaml").data
-    questions = set(questions_of(config.shards).values())
+    questions = set(label_vocabulary(ShardReader(config.shards), "question"))
     if not follows(config.augment):
         return questions
     draws = draws_for(0, np.arange(1000))  # 48 ways to turn and recolour: none is left out

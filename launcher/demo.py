@@ -30,10 +30,7 @@ ROWS_PER_SHARD = 50
 """Of the user's own pairs: small shards, so that a tenth of them can be held out of few pairs too."""
 BATCH, EPOCHS, FEWEST_STEPS, MOST_STEPS = 128, 30, 200, 1600
 """Pretraining on the user's own pairs: so many passes, within bounds; the batch is that of the stage file."""
-OWN_MODEL = (
-    *("model.image_size=64", "model.patch_size=16"),
-    *("model.image_mean=[0.5,0.5,0.5]", "model.image_std=[0.5,0.5,0.5]"),
-)
+OWN_MODEL = ("model.image_size=64", "model.patch_size=16", "model.image_mean=[0.5,0.5,0.5]", "model.image_std=[0.5,0.5,0.5]")
 """The user's pictures are looked at more closely than glyphs, with as many patches, and are not all black on white."""
 
 
@@ -135,6 +132,8 @@ def main(
     """Run the demo and end with a table, summary.json and where to look further."""
     start = time.monotonic()
     try:
+        if data is None and (label or words):
+            raise ConfigError("LABEL and WORDS say how pairs of your own are read. Give DATA, the path of the pairs, too.")
         if data is None:
             out, stages = Path("runs/demo"), glyph_stages(Path("runs/demo"))
         else:

@@ -93,16 +93,13 @@ def init_from(model: PreTrainedModel, checkpoint: Path) -> InitReport:
         raise CheckpointError(
             f"`init_from`: {str(checkpoint)!r} is of another model: {len(stack)} of {len(own)} tensors, such as {stack[0]}, are not in it."
         )
-    theirs, ours = json.loads((path.parent / "config.json").read_text(encoding="utf-8")), model.config.to_dict()
+    theirs = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    ours = json.loads(model.config.to_json_string(use_diff=False))
     for key in _UNSEEN_IN_SHAPES:
-        if key in theirs and _plain(theirs[key]) != _plain(ours[key]):
+        if key in theirs and theirs[key] != ours[key]:
             raise CheckpointError(
-                f"`init_from`: {str(checkpoint)!r} was trained with model.{key} = {_plain(theirs[key])}, here it is {_plain(ours[key])}. "
+                f"`init_from`: {str(checkpoint)!r} was trained with model.{key} = {theirs[key]}, here it is {ours[key]}. "
                 "Use the same `model` part as that run."
             )
     model.load_state_dict(shared, strict=False)
     return InitReport(tuple(shared), tuple(n for n in saved if n not in shared), tuple(n for n in own if n not in shared))
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -13,8 +13,8 @@ from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding
 from mmscale.model.heads import ContrastiveScale, LanguageHead, OutputLinear
 
-IMAGE_POSITION_STD = 0.5
-"""Of image positions and tokens: patches of pixels in [-1, 1] come out of their embedding with a root mean square of up to 1."""
+IMAGE_TABLE_STD = 0.5
+"""Of image positions, [CLS] and mask token: patches of pixels in [-1, 1] come out of their embedding with a root mean square of up to 1."""
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     elif isinstance(module, ImageEmbedding):
         _truncated(module.patch_weight, 1 / math.sqrt(config.patch_values))
         for weight in (module.cls_token, module.mask_token, module.positions):
-            _truncated(weight, IMAGE_POSITION_STD)
+            _truncated(weight, IMAGE_TABLE_STD)
         initialization.zeros_(module.patch_bias)
     elif isinstance(module, LanguageHead):
         _truncated(module.weight, std)

@@ -1,5 +1,7 @@
 """The demo is the commands that a user would type: which ones, and in which order."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,14 @@ def test_data_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "pairs.xlsx").touch()
     with pytest.raises(ConfigError, match=r"pairs\.xlsx' is not a table that can be read: its name must end in \.csv"):
         source_words(tmp_path / "pairs.xlsx")
+
+
+@pytest.mark.parametrize("words", [["--label", "kind"], ["columns.image=file"]])
+def test_what_needs_data_is_refused_without(words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launcher.demo", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert done.stderr == "demo: LABEL and WORDS say how pairs of your own are read. Give DATA, the path of the pairs, too.\n"
 
 
 def write_shards(folder: Path, count: int) -> None:
