@@ -86,7 +86,7 @@ def own_stages(out: Path, label: str | None, pairs: int) -> list[Stage]:
         _evaluate("captioning", pretrain, out),
     ]
     if label is not None:
-        words = (f"run={finetune}", *data, *OWN_MODEL, f"init_from={pretrain}", f"data.label={label}")
+        words = (f"run={finetune}", *data, *OWN_MODEL, f"init_from={pretrain}", f"data.label={label}", "data.text=null")
         stages.append(_launch(f"fine-tuning: the label {label}", "finetune.yaml", *words))
         stages.append(_evaluate("classification", finetune, out, "samples=0"))
     return stages

@@ -67,7 +67,8 @@ class GlyphSource:
         char = chr(code)
         family, style = family_and_style(Path(file).stem)
         name = unicodedata.name(char)
-        fields = {"codepoint": code, "char": char, "font": family, "style": style, "script": script_of(name)}
+        fields = {"codepoint": code, "char": char, "font": family, "style": style}
+        fields |= {"script": script_of(name), "name_in_script": name_in_script(name)}
         return RawSample(image=self._draw(file, char), captions=(name,), fields=fields)
 
     def _font_files(self) -> list[Path]:
@@ -151,6 +152,12 @@ def script_of(name: str) -> str:
     """The script that a character's name begins with, or OTHER."""
     first = name.split()[0]
     return first if first in SCRIPTS else "OTHER"
+
+
+def name_in_script(name: str) -> str:
+    """A character's name without the script that it begins with: `SMALL LETTER ALPHA` of `GREEK SMALL LETTER ALPHA`."""
+    first, _, rest = name.partition(" ")
+    return rest if first in SCRIPTS and rest else name
 
 
 def _glyphs_of(file: Path) -> Iterator[Record]:

@@ -32,7 +32,7 @@ def test_glyph_stages_word_for_word() -> None:
 def test_own_pairs_get_a_classifier_only_with_a_label(label: str | None, stages: int) -> None:
     words = [" ".join(stage.words) for stage in own_stages(Path("runs/demo-mine"), label, 1769)]
     assert len(words) == stages
-    assert any("data.label=kind" in line for line in words) == (label is not None)
+    assert any("data.label=kind data.text=null" in line for line in words) == (label is not None)
     assert "train.steps=414" in words[2]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from shards.config import GlyphsConfig
-from shards.sources.glyphs import GlyphSource, family_and_style, grey_png, script_of
+from shards.sources.glyphs import GlyphSource, family_and_style, grey_png, name_in_script, script_of
 from shards.sources.record import Record
 from tests.shards.pictures import decoded
 
@@ -29,7 +29,8 @@ def test_a_glyph() -> None:
     record = next(record for record in source.records() if record.key == "dejavusans-bold-u0041")
     raw = source.load(record)
     assert raw.captions == ("LATIN CAPITAL LETTER A",)
-    assert raw.fields == {"codepoint": 65, "char": "A", "font": "DejaVuSans", "style": "Bold", "script": "LATIN"}
+    names = {"script": "LATIN", "name_in_script": "CAPITAL LETTER A"}
+    assert raw.fields == {"codepoint": 65, "char": "A", "font": "DejaVuSans", "style": "Bold"} | names
     assert raw.image is not None
     pixels = decoded(raw.image)
     assert pixels.shape == (32, 32, 3)
@@ -67,3 +68,5 @@ def test_names() -> None:
     assert family_and_style("STIXGeneralBolIta") == ("STIXGeneral", "BoldItalic")
     assert script_of("GREEK SMALL LETTER ALPHA") == "GREEK"
     assert script_of("SNOWMAN") == "OTHER"
+    assert name_in_script("GREEK SMALL LETTER ALPHA") == "SMALL LETTER ALPHA"
+    assert name_in_script("MATHEMATICAL BOLD CAPITAL A") == "MATHEMATICAL BOLD CAPITAL A"
