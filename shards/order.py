@@ -14,15 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ConfigError, ShardError
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Raised whenever the same arguments would give another order."""
+LANES = 1024
+BLOCK = 8192
+"""Together the rows that are in use at a time over the whole cluster, 8.4 million: what caches hold, and how far apart two rows of a shard
+may come. Data sets below that are in use as a whole."""
+WHOLE = 65536
+"""Rows up to which a data set is shuffled as one block, into any permutation of it."""
 
 Ints = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
@@ -39,9 +44,9 @@ class GlobalOrder:
     Args:
         rows_per_shard: rows of each shard, in manifest order; zeros are allowed.
         seed: another seed is another order.
-        lanes: most lanes of an epoch. Data sets of at most `block` rows use one, and no lane gets less than block / 8 rows: a small
-            data set is shuffled as a whole, a large one stays local to few shards a lane.
+        lanes: most lanes of an epoch; no lane gets less than block / 8 rows.
         block: rows that are shuffled among each other inside a lane.
+        whole: data sets of at most so many rows are one lane and one block.
         shuffle: False gives manifest order, row after row, for evaluation.
 
     Raises:
@@ -50,7 +55,14 @@ class GlobalOrder:
     """
 
     def __init__(
-        self, rows_per_shard: Sequence[int], seed: int = 0, *, lanes: int = 1024, block: int = 65536, shuffle: bool = True
+        self,
+        rows_per_shard: npt.ArrayLike,
+        seed: int = 0,
+        *,
+        lanes: int = LANES,
+        block: int = BLOCK,
+        whole: int = WHOLE,
+        shuffle: bool = True,
     ) -> None:
         if lanes < 1 or block < 1:
             raise ConfigError(f"`lanes` and `block` of the order must be at least 1; got {lanes} and {block}.")
@@ -60,11 +72,18 @@ class GlobalOrder:
         if self.rows == 0:
             raise ShardError(f"The data set holds no rows in its {len(self._rows_s)} shards: there is nothing to read.")
         self.seed = seed
-        self.block = block
+        small = self.rows <= max(block, whole)
+        self.block = max(block, self.rows) if small else block
+        """Rows of a block as it turned out for this many rows."""
         self.shuffle = shuffle
-        self.lanes = 1 if self.rows <= block else min(lanes, self.rows // max(1, block // 8))
+        self.lanes = 1 if small else min(lanes, self.rows // max(1, block // 8))
         """Lanes of an epoch as they turned out for this many rows."""
         self._lines: dict[int, tuple[Ints, Ints]] = {}
+
+    @property
+    def shards(self) -> int:
+        """Shards of the data set, empty ones included."""
+        return len(self._rows_s)
 
     def locate(self, positions: npt.ArrayLike) -> tuple[Ints, Ints, Ints]:
         """Find the rows of some positions.
@@ -92,10 +111,30 @@ class GlobalOrder:
             rows_n[here_n] = places_n[here_n] - (ends_s[slots] - self._rows_s[order_s[slots]])
         return epochs_n, shards_n, rows_n
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of everything that the order depends on; two orders are equal if and only if this is."""
-        identity = [ORDER_VERSION, self.seed, self.lanes, self.block, self.shuffle, self._rows_s.tolist()]
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    def by_lane(self, first: int, count: int) -> Ints:
+        """Return the positions [first, first + count) lane by lane, so that contiguous parts of them stay within few shards.
+
+        A step's positions are shared out in this order: a rank then meets the same lanes step after step, and a shard is needed by the
+        few ranks whose parts hold its lane instead of by all. Epochs number their lanes alike.
+
+        Returns:
+            (count,) int64, a permutation of the range.
+        """
+        positions_n = np.arange(first, first + count, dtype=np.int64)
+        return positions_n[np.argsort(self.lane(positions_n), kind="stable")]
+
+    def lane(self, positions_n: Ints) -> Ints:
+        """Return the lane of each position, (n,) int64."""
+        return positions_n % self.rows % self.lanes if self.shuffle else np.zeros_like(positions_n)
+
+    def fingerprint(self, seen: int | None = None) -> str:
+        """Return the sha256 of everything that the order depends on; two orders are equal if and only if this is.
+
+        Args:
+            seen: what a mixture may leave out of account; here nothing depends on it.
+        """
+        identity = [ORDER_VERSION, self.seed, self.lanes, self.block, self.shuffle, len(self._rows_s)]
+        return hashlib.sha256(json.dumps(identity).encode() + self._rows_s.astype("<i8").tobytes()).hexdigest()
 
     def _line(self, epoch: int) -> tuple[Ints, Ints]:
         """Return the shards of an epoch in the order in which they are laid end to end, and where each ends: (s,) both."""
@@ -104,8 +143,7 @@ class GlobalOrder:
             order_s = np.arange(len(self._rows_s))
             if self.shuffle:
                 # Sorting hashes is a uniform permutation that, unlike numpy's own, stays the same in every version of numpy.
-                keys_s = _absorb(_absorb(_start(self.seed, len(order_s), 1), np.full_like(order_s, epoch)), order_s)
-                order_s = np.argsort(keys_s, kind="stable")
+                order_s = np.argsort(hashed(self.seed, 1, (epoch,), len(order_s)), kind="stable")
             line = (order_s, np.cumsum(self._rows_s[order_s]))
             # Replaced, not changed: threads may be reading the old one.
             self._lines = {**dict(list(self._lines.items())[1 - _EPOCHS_HELD :]), epoch if self.shuffle else 0: line}
@@ -156,6 +194,14 @@ def _feistel(x_n: _Words, bits_n: _Words, keys_n: _Words) -> _Words:
             left_n = left_n ^ (_mix(round_keys_n ^ right_n) & left_mask_n)
     joined_n: _Words = (left_n << right_bits_n) | right_n
     return joined_n
+
+
+def hashed(seed: int, purpose: int, coordinates: tuple[int, ...], count: int) -> _Words:
+    """Return (count,) uint64 hashes of 0, 1, ... under a seed, a purpose and coordinates: sorting by them is a random permutation."""
+    keys_n = _start(seed, count, purpose)
+    for coordinate in coordinates:
+        keys_n = _absorb(keys_n, np.full(count, coordinate))
+    return _absorb(keys_n, np.arange(count))
 
 
 def _start(seed: int, count: int, purpose: int) -> _Words:

@@ -23,7 +23,7 @@ def _places(order, first, last):
 @settings(max_examples=60, deadline=None)
 @given(rows=RAGGED, seed=st.integers(-(2**63), 2**64), lanes=st.integers(1, 9), block=st.integers(1, 50), epoch=st.integers(0, 2**40))
 def test_each_epoch_holds_every_row_once(rows, seed, lanes, block, epoch):
-    order = GlobalOrder(rows, seed, lanes=lanes, block=block)
+    order = GlobalOrder(rows, seed, lanes=lanes, block=block, whole=0)
     everything = {(shard, row) for shard, count in enumerate(rows) for row in range(count)}
     first = epoch * order.rows
     places = _places(order, first, first + 2 * order.rows)
@@ -34,18 +34,18 @@ def test_each_epoch_holds_every_row_once(rows, seed, lanes, block, epoch):
 @settings(max_examples=25, deadline=None)
 @given(rows=RAGGED, lanes=st.integers(1, 9), block=st.integers(1, 50), cuts=st.lists(st.integers(1, 37), min_size=1, max_size=20))
 def test_any_split_of_the_positions_gives_the_same_places(rows, lanes, block, cuts):
-    order = GlobalOrder(rows, 5, lanes=lanes, block=block)
+    order = GlobalOrder(rows, 5, lanes=lanes, block=block, whole=0)
     ends = np.cumsum([0, *cuts]).tolist()
     whole = _places(order, 0, ends[-1])
     assert [place for a, b in pairwise(ends) for place in _places(order, a, b)] == whole
     shuffled = np.random.default_rng(0).permutation(ends[-1])
-    found = np.stack(GlobalOrder(rows, 5, lanes=lanes, block=block).locate(shuffled), 1)
+    found = np.stack(GlobalOrder(rows, 5, lanes=lanes, block=block, whole=0).locate(shuffled), 1)
     assert [tuple(place) for place in found.tolist()] == [whole[i] for i in shuffled]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 7])
 def test_ranks_share_out_each_global_batch_whatever_their_number(world_size):
-    order = GlobalOrder([13, 0, 50, 8, 1], 3, lanes=4, block=8)
+    order = GlobalOrder([13, 0, 50, 8, 1], 3, lanes=4, block=8, whole=0)
     batch = 420
     for step in range(4):
         parts = np.array_split(np.arange(step * batch, (step + 1) * batch), world_size)
@@ -67,13 +67,13 @@ def test_epochs_and_seeds_differ():
 
 def test_the_order_is_the_one_of_version_1():
     # A change here is a change of every run's data order: raise ORDER_VERSION with it.
-    order = GlobalOrder([3, 5, 2], 42, lanes=3, block=4)
+    order = GlobalOrder([3, 5, 2], 42, lanes=3, block=4, whole=0)
     assert order.lanes == 3
     assert [place[1:] for place in _places(order, 0, 10)] == VERSION_1
 
 
 def test_positions_up_to_two_to_the_62():
-    order = GlobalOrder([1000, 999], 1, lanes=8, block=64)
+    order = GlobalOrder([1000, 999], 1, lanes=8, block=64, whole=0)
     epochs, shards, rows = order.locate([2**62, 2**62 - 1])
     assert epochs.tolist() == [2**62 // 1999, (2**62 - 1) // 1999]
     assert all(row < (1000, 999)[shard] for shard, row in zip(shards, rows, strict=True))
@@ -119,8 +119,8 @@ def test_fingerprint_follows_everything_the_order_depends_on():
         fingerprint(),
         fingerprint((4, 3)),
         fingerprint(seed=1),
-        fingerprint(lanes=1, block=2),
-        fingerprint(lanes=2, block=2),
+        fingerprint(lanes=1, block=2, whole=0),
+        fingerprint(lanes=2, block=2, whole=0),
         fingerprint(shuffle=False),
     ]
     assert len(set(changed)) == len(changed)
@@ -136,6 +136,6 @@ def test_errors():
     with pytest.raises(ShardError, match="holds no rows in its 2 shards"):
         GlobalOrder([0, 0], 0)
     with pytest.raises(ConfigError, match="must be at least 1; got 0 and 5"):
-        GlobalOrder([1], 0, lanes=0, block=5)
+        GlobalOrder([1], 0, lanes=0, block=5, whole=0)
     with pytest.raises(ValueError, match="at least 0; got -1"):
         GlobalOrder([1], 0).locate([-1])
