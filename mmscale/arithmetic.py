@@ -20,6 +20,8 @@ class BatchPlan:
     """Ranks of the run."""
     accumulation: int
     """Micro-steps an optimizer step."""
+    consecutive: bool = False
+    """Whether an objective takes its negatives from groups of consecutive positions, which must then stay together."""
 
 
 def plan_batch(config: RunConfig, ranks: int) -> BatchPlan:
@@ -39,7 +41,8 @@ def plan_batch(config: RunConfig, ranks: int) -> BatchPlan:
         )
     _check_group(config, "contrastive", micro * ranks, "micro_batch x ranks")
     _check_group(config, "matching", micro, "micro_batch")
-    return BatchPlan(global_batch=total, micro_batch=micro, ranks=ranks, accumulation=total // (micro * ranks))
+    grouped = [o.group for o in (config.objectives.contrastive, config.objectives.matching) if o.weight > 0 and o.group is not None]
+    return BatchPlan(global_batch=total, micro_batch=micro, ranks=ranks, accumulation=total // (micro * ranks), consecutive=bool(grouped))
 
 
 def _check_group(config: RunConfig, name: str, samples: int, what: str) -> None:

@@ -19,7 +19,9 @@ from mmscale.checkpoint.state import RunState, read_state
 from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
+from mmscale.data.sources import open_training_data
 from mmscale.data.tokenize import TextTokenizer
+from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
 from mmscale.model import MMScaleModel, mmscale_config
@@ -61,7 +63,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     """
     plan = plan_batch(config, world.size)
     dtype = resolve_precision(config.train.precision, world.device)
-    dataset = ShardDataset(config.data.shards, seed=config.train.seed, image_size=config.model.image_size)
+    dataset = open_training_data(config)
     origin = resolve(config.init_from) if config.init_from else None
     tokenizer_folder = find_tokenizer(config, origin)
     tokenizer = TextTokenizer(tokenizer_folder)
@@ -110,12 +112,13 @@ def checkpoint_config(folder: Path) -> RunConfig:
 
 
 def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
-    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the shards."""
+    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the (first) shards."""
     if config.data.tokenizer is not None:
         return Path(config.data.tokenizer)
     if origin is not None and (model_folder(origin) / "tokenizer").is_dir():
         return model_folder(origin) / "tokenizer"
-    return Path(config.data.shards) / "tokenizer"
+    sources = mixture_sources(config.data)
+    return Path(sources[0].path if sources else config.data.shards) / "tokenizer"
 
 
 def build_model(
@@ -148,7 +151,7 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int) -> Ru
         samples_seen=samples_seen,
         quarantined=quarantined,
         data=run.dataset.digest,
-        order=run.dataset.order.fingerprint(),
+        order=run.dataset.order.fingerprint(samples_seen),
         tokenizer=run.tokenizer.digest,
         model=model | {"vocab_size": run.tokenizer.vocab_size},
         global_batch=run.plan.global_batch,

@@ -11,58 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmscale.data_config import DataConfig, mixture_sources
 from shards import configfile
 from shards.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentConfig:
-    """Image augmentation at training time, keyed by (train.seed, position)."""
-
-    shift: int = 0
-    """Random translation, at most so many pixels each way; the border is repeated."""
-    scale: float = 0.0
-    """Random zoom by a factor in [1 - scale, 1 + scale]."""
-    flip: float = 0.0
-    """Probability of a horizontal flip."""
-    brightness: float = 0.0
-    """Largest relative change of brightness, 0.2 for +-20 %."""
-    contrast: float = 0.0
-    """Largest relative change of contrast, 0.2 for +-20 %."""
-    channel_permutation: bool = False
-    """Shuffle the three colour channels."""
-    dihedral: bool = False
-    """One of the eight flips and quarter turns of a square image."""
-    directions: list[str] | None = None
-    """Four phrases of the texts and labels, clockwise from above, such as [above, right of, below, left of]: they turn with the image
-    (flip, dihedral), so that what is said of it stays true. null: texts stay as they are."""
-    colours: list[str] | None = None
-    """Three words of the texts and labels, for red, green and blue: they follow the channels (channel_permutation). null: as they are."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Which shards, and which of their fields become which input."""
-
-    shards: str = "???"
-    """Folder of a data set written or indexed by `mmscale shards`."""
-    image: bool = True
-    """Feed the image. false gives a text-only control."""
-    caption: str | None = "caption"
-    """Field that becomes the causal text (contrastive text, captioning target): `caption` or a key of the sample's json; null for none."""
-    text: str | None = "caption"
-    """Field that becomes the bidirectional text (masked language, matching, questions of a task); null for none."""
-    label: str | None = None
-    """Field that holds a task's target; null for none."""
-    labels: list[str] | None = None
-    """The label vocabulary in order; null takes the sorted distinct values of `data.label` over the training shards."""
-    tokenizer: str | None = None
-    """A transformers tokenizer folder; null takes `tokenizer/` inside the shards folder."""
-    max_text_tokens: int = 64
-    """Longest text in tokens, the two special tokens included; longer text is cut."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,6 +290,8 @@ def _check(config: RunConfig) -> None:
             words is None or len({word.casefold() for word in words}) == len(words) == count,
             f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
         )
+    mixture_sources(data)
+    _need(min(data.order.lanes, data.order.block) > 0, f"`data.order` needs lanes and a block of at least 1; got {data.order}.")
     _need(min(model.image_std) > 0, f"`model.image_std` must be above 0; got {list(model.image_std)}.")
     _need(
         data.max_text_tokens <= model.max_text_tokens,

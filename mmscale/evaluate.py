@@ -105,6 +105,8 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
     data = replace(
         trained.data,
         shards=command.data,
+        temperature=1.0,
+        weights_from={},
         image=trained.data.image and command.image,
         text=trained.data.text if command.text else None,
         caption=trained.data.caption or "caption",

@@ -23,6 +23,7 @@ from mmscale.checkpoint.find import newest_good
 from mmscale.checkpoint.state import RunState, check_same_run, read_state
 from mmscale.config import RunConfig, load_run_config
 from mmscale.data.loader import StepBatch, StepLoader
+from mmscale.data.sources import describe_sources
 from mmscale.hooks import Hook, StepInfo
 from mmscale.hooks.audit import AuditHook, QuarantineHook
 from mmscale.hooks.checkpoint import CheckpointHook, average_path
@@ -84,6 +85,7 @@ def open_loader(run: Run, state: RunState | None) -> StepLoader:
         workers=loader.workers,
         threads=loader.threads,
         prefetch=loader.prefetch,
+        consecutive=run.plan.consecutive,
         device=run.world.device,
     )
 
@@ -227,7 +229,8 @@ def _description(run: Run, flops_per_sample: float) -> str:
         dtype=str(run.dtype).removeprefix("torch."),
         flops_per_sample=flops_per_sample,
     )
-    return "\n".join([derived, *run.reports])
+    sources = describe_sources(run.dataset, run.config.train.steps * run.plan.global_batch)
+    return "\n".join([derived, *sources, *run.reports])
 
 
 if __name__ == "__main__":

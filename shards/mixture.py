@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ class MixedOrder:
         self._counts = [block_counts(phase.weights, block) for phase in phases]
         self._layouts: dict[tuple[int, int], tuple[Ints, Ints]] = {}
         self._starts = [np.zeros(len(orders), dtype=np.int64)]
-        for number, (phase, following) in enumerate(zip(phases, phases[1:], strict=False)):
+        for number, (phase, following) in enumerate(pairwise(phases)):
             self._starts.append(self._starts[-1] + self._consumed(number, following.first - phase.first))
 
     @property
@@ -131,7 +132,8 @@ class MixedOrder:
         """Count the rows of each source in the first positions of a phase."""
         blocks, rest = divmod(count, self.block)
         source_b, _ = self._layout(phase, blocks)
-        return blocks * self._counts[phase] + np.bincount(source_b[:rest], minlength=len(self.orders))
+        consumed_k: Ints = blocks * self._counts[phase] + np.bincount(source_b[:rest], minlength=len(self.orders))
+        return consumed_k
 
     def _layout(self, phase: int, block: int) -> tuple[Ints, Ints]:
         """Return the source of each position of a block, and how many of that source come before it in the block: (b,) both."""
@@ -151,7 +153,7 @@ def block_counts(weights: Sequence[float], block: int) -> Ints:
     """Share out the positions of a block by weight: largest remainders, and at least one for every weight above 0; (k,) int64."""
     weights_k = np.asarray(weights, dtype=np.float64)
     shares_k = weights_k / weights_k.sum() * block
-    counts_k = np.maximum(np.floor(shares_k), weights_k > 0).astype(np.int64)
+    counts_k: Ints = np.maximum(np.floor(shares_k), weights_k > 0).astype(np.int64)
     while counts_k.sum() != block:
         step = 1 if counts_k.sum() < block else -1
         # the source whose count is furthest from its share; one that has a single position keeps it

@@ -50,6 +50,11 @@ class ShardReader:
         """Samples in the data set."""
         return self._rows
 
+    @property
+    def digest(self) -> str:
+        """The data set's version."""
+        return self.manifest.digest
+
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         """Read one sample.
 

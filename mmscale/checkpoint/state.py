@@ -10,6 +10,12 @@ from typing import Any
 from mmscale.errors import CheckpointError, TopologyError
 
 NAME = "run.json"
+_RESTORABLE = {
+    "order": "`train.seed`, `data.order` and the weights of the steps done",
+    "tokenizer": "`data.tokenizer`",
+    "global_batch": "`train.global_batch`",
+}
+"""What to restore where one of these differs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +83,11 @@ def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
             f"{start} it is of another data set (digest {saved.data[:12]}, now {now.data[:12]}). Restore `data.shards`, or use a new `run` "
             "folder with init_from set to this checkpoint."
         )
-    for name, key in (("order", "train.seed"), ("tokenizer", "data.tokenizer"), ("global_batch", "train.global_batch")):
+    for name, keys in _RESTORABLE.items():
         before, after = getattr(saved, name), getattr(now, name)
         if before != after:
             raise CheckpointError(
-                f"{start} its {name} was {_short(before)}, now it is {_short(after)}. Restore `{key}`, or use a new `run` folder."
+                f"{start} its {name} was {_short(before)}, now it is {_short(after)}. Restore {keys}, or use a new `run` folder."
             )
     if changed := _differences(saved.topology, now.topology):
         raise TopologyError(f"{start} it was written on another topology ({changed}). Start the run as it was started before.")

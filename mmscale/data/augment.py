@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmscale.config import AugmentConfig
+from mmscale.data_config import AugmentConfig
 from mmscale.data.keyed import Purpose, uniform
 
 DRAWS = 8

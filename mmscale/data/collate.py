@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmscale.config import AugmentConfig, RunConfig
+from mmscale.config import RunConfig
 from mmscale.data.augment import apply, draws_for, follows, is_active, rewrite
 from mmscale.data.batch import IGNORE, Batch, TextStream
 from mmscale.data.example import Example
@@ -21,6 +21,7 @@ from mmscale.data.keyed import Purpose, uniform
 from mmscale.data.labels import label_of
 from mmscale.data.plan import StreamPlan
 from mmscale.data.tokenize import TextTokenizer
+from mmscale.data_config import AugmentConfig
 
 _CAPTION, _TEXT, _FUSE, _IMAGE = range(4)
 """Columns of the Purpose.CHOICE draws: which caption; whether the text stream, fusion and image masking take the sample."""

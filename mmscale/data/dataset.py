@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 from mmscale.data.decode import decode_image
 from mmscale.data.example import Example
 from shards.errors import SampleError
+from shards.joined import JoinedReader
+from shards.mixture import MixedOrder
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 
@@ -37,16 +39,30 @@ class ShardDataset(Dataset[Example]):
         digest: the data set's version.
     """
 
+    reader: ShardReader | JoinedReader
+    order: GlobalOrder | MixedOrder
+
     def __init__(self, path: str | Path, seed: int = 0, shuffle: bool = True, image_size: int | None = None) -> None:
         """Open the folder.
 
         Raises:
             ShardError: there is no finished data set.
         """
-        self.reader = ShardReader(path)
-        self.order = GlobalOrder(self.reader.rows_per_shard, seed, shuffle=shuffle)
+        reader = ShardReader(path)
+        self._set(reader, GlobalOrder(reader.rows_per_shard, seed, shuffle=shuffle), image_size)
+
+    @classmethod
+    def over(cls, reader: ShardReader | JoinedReader, order: GlobalOrder | MixedOrder, image_size: int | None = None) -> ShardDataset:
+        """Read what a reader has in another order than the default one; `mmscale.data.sources` opens mixtures this way."""
+        dataset = cls.__new__(cls)
+        dataset._set(reader, order, image_size)
+        return dataset
+
+    def _set(self, reader: ShardReader | JoinedReader, order: GlobalOrder | MixedOrder, image_size: int | None) -> None:
+        self.reader = reader
+        self.order = order
         self.image_size = image_size
-        self.digest = self.reader.manifest.digest
+        self.digest = reader.digest
 
     def __len__(self) -> int:
         """Rows of one epoch."""

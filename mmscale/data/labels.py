@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from shards.errors import ConfigError
+from shards.joined import JoinedReader
 from shards.read import ShardReader
 
 
@@ -19,7 +20,7 @@ def label_of(value: Any) -> str | None:
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
-def label_vocabulary(reader: ShardReader, field: str) -> list[str]:
+def label_vocabulary(reader: ShardReader | JoinedReader, field: str) -> list[str]:
     """Read every sample of a data set and return the sorted distinct labels of a field.
 
     Raises:

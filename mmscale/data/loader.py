@@ -50,8 +50,8 @@ class StepBatch:
 class StepLoader:
     """Iterates over the steps of a run from where it stands; use it as a context manager, or close it.
 
-    Step t of the run holds the B positions from `t * B`; micro-step a of rank r of them `(a * R + r) * M + [0, M)`. Batches are the same
-    bit for bit whatever `workers`, `threads` and `prefetch` are.
+    Step t of the run holds the B positions from `t * B`, lane by lane of the order; micro-step a of rank r takes places
+    `(a * R + r) * M + [0, M)` among them. Batches are the same bit for bit whatever `workers`, `threads` and `prefetch` are.
 
     Args:
         dataset: what is read.
@@ -65,6 +65,8 @@ class StepLoader:
         workers: worker processes; 0 decodes in threads of this process.
         threads: decode threads, in each worker where there are workers.
         prefetch: micro-batches held ready, of each worker where there are workers.
+        consecutive: share out positions in their own order, for losses over groups of consecutive positions. A rank of a large data set
+            then reads from all over it.
         device: where the batches go.
 
     Raises:
@@ -85,6 +87,7 @@ class StepLoader:
         workers: int = 0,
         threads: int = 1,
         prefetch: int = 4,
+        consecutive: bool = False,
         device: torch.device | None = None,
     ) -> None:
         if global_batch % (micro_batch * size):
@@ -96,14 +99,14 @@ class StepLoader:
         self.global_batch, self.micro_batch, self.rank, self.size = global_batch, micro_batch, rank, size
         self.samples_seen, self.steps = samples_seen, steps
         self.workers, self.threads, self.prefetch = workers, threads, max(1, prefetch)
+        self.order = None if consecutive else dataset.order
         self.device = device or torch.device("cpu")
         self.feed: Feed | None = None
 
-    def positions(self, start: int) -> list[range]:
-        """Return this rank's positions of the step whose first position is `start`, a range a micro-step."""
-        m = self.micro_batch
-        firsts = [start + (a * self.size + self.rank) * m for a in range(self.global_batch // (m * self.size))]
-        return [range(first, first + m) for first in firsts]
+    def positions(self, start: int) -> list[Sequence[int]]:
+        """Return this rank's positions of the step whose first position is `start`, M of them a micro-step."""
+        places = range(start, start + self.global_batch) if self.order is None else self.order.by_lane(start, self.global_batch).tolist()
+        return share(places, self.micro_batch, self.rank, self.size)
 
     def __iter__(self) -> Iterator[StepBatch]:
         """Start reading ahead, and yield the steps."""
@@ -139,6 +142,12 @@ class StepLoader:
         micro = host if self.device.type == "cpu" else [batch.to(self.device) for batch in host]
         wait_s = time.perf_counter() - begin
         return StepBatch(step, start + self.global_batch, micro, host, wait_s, [q for m in found for q in m.quarantined])
+
+
+def share(places: Sequence[int], micro_batch: int, rank: int, size: int) -> list[Sequence[int]]:
+    """Return a rank's part of a step's positions: places `(a * size + rank) * micro_batch + [0, micro_batch)` for each micro-step a."""
+    firsts = range(rank * micro_batch, len(places), size * micro_batch)
+    return [places[first : first + micro_batch] for first in firsts]
 
 
 def open_feed(builder: Builder, samples: int, workers: int, threads: int, device: torch.device) -> Feed:

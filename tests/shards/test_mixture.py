@@ -98,7 +98,7 @@ def test_errors():
     for firsts in ([], [1], [0, 5, 5]):
         with pytest.raises(ConfigError, match="phases of a mixture must begin at 0 and rise"):
             MixedOrder([order], [Phase(f, (1.0,)) for f in firsts])
-    with pytest.raises(ConfigError, match="mixture of 2 sources needs 2 weights; got \\[1.0\\]"):
+    with pytest.raises(ConfigError, match=r"mixture of 2 sources needs 2 weights; got \[1.0\]"):
         MixedOrder([order, order], [Phase(0, (1.0,))])
     for weights in ((0.0, 0.0), (-1.0, 2.0), (float("nan"), 1.0)):
         with pytest.raises(ConfigError, match="at least 0 and not all 0"):

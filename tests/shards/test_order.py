@@ -111,6 +111,31 @@ def test_a_large_data_set_stays_local_to_few_shards_a_lane():
     assert len(np.unique(shards)) > 900
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=RAGGED, lanes=st.integers(1, 9), first=st.integers(0, 500), count=st.integers(0, 200))
+def test_by_lane_is_a_permutation_in_the_order_of_lanes(rows, lanes, first, count):
+    order = GlobalOrder(rows, 5, lanes=lanes, block=3, whole=0)
+    places = order.by_lane(first, count)
+    assert sorted(places.tolist()) == list(range(first, first + count))
+    assert (np.diff(order.lane(places)) >= 0).all()
+    unshuffled = GlobalOrder(rows, 5, lanes=lanes, block=3, whole=0, shuffle=False)
+    assert unshuffled.by_lane(first, count).tolist() == list(range(first, first + count))
+
+
+def test_parts_by_lane_need_each_shard_on_few_ranks():
+    """Sixteen ranks over two hundred steps: by lane each meets a sixteenth of the shards, position by position each meets far more."""
+    order = GlobalOrder([1000] * 1000, 0, lanes=16, block=1000, whole=0)
+    ranks, batch = 16, 64
+    local, spread = set(), set()
+    for step in range(200):
+        places = order.by_lane(step * batch, batch)
+        local.update(order.locate(places[:4])[1].tolist())
+        spread.update(order.locate(np.arange(step * batch, step * batch + 4))[1].tolist())
+    assert len(local) <= 4
+    assert len(spread) >= 4 * len(local)
+    assert ranks * 4 == batch
+
+
 def test_fingerprint_follows_everything_the_order_depends_on():
     def fingerprint(rows=(3, 4), seed=0, **options):
         return GlobalOrder(rows, seed, **options).fingerprint()

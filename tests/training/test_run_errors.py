@@ -73,7 +73,7 @@ def test_start_from_another_model(alone: Alone, stage: Path, tmp_path: Path, tin
     ("words", "message"),
     [
         (["model.num_heads=4"], r"it is of another model \(num_heads was 2, now 4\)\. Restore the model's configuration, or use a new"),
-        (["train.seed=2"], r"its order was \w{12}, now it is \w{12}\. Restore `train\.seed`, or use a new `run` folder\."),
+        (["train.seed=2"], r"its order was \w{12}, now it is \w{12}\. Restore `train\.seed`, `data\.order` and the weights of the steps"),
         (["train.global_batch=8"], r"its global_batch was 16, now it is 8\. Restore `train\.global_batch`, or use a new `run` folder\."),
         (["zero.stage=2"], r"it was written on another topology \(zero\.stage was 1, now 2\)\. Start the run as it was started before\."),
         (["train.micro_batch=8"], r"another topology \(micro_batch was 16, now 8\)"),

@@ -1,0 +1,128 @@
+"""The `data` section of a stage file: which shards, in which order, and which of their fields become which input. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from shards import configfile
+from shards.errors import ConfigError
+from shards.order import BLOCK, LANES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One data set of a mixture."""
+
+    path: str = "???"
+    """Its folder."""
+    name: str | None = None
+    """Goes before its samples' keys, `NAME/KEY`; null takes the last part of the path."""
+    weight: float | None = None
+    """Its share of the samples, on any scale. null: by `epochs`, or by `data.temperature` where no source has either."""
+    epochs: float | None = None
+    """How often it is seen while another source with `epochs: 1` is seen once; instead of `weight`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OrderConfig:
+    """How far a data set of more than 65,536 rows is shuffled: lanes x block rows are in use at a time, over all ranks."""
+
+    lanes: int = LANES
+    """Places of the data set that a step takes its samples from; fewer need less cache, more mix better. At least as many as nodes."""
+    block: int = BLOCK
+    """Rows that are shuffled among each other in a lane; a few shards' worth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Image augmentation at training time, keyed by (train.seed, position)."""
+
+    shift: int = 0
+    """Random translation, at most so many pixels each way; the border is repeated."""
+    scale: float = 0.0
+    """Random zoom by a factor in [1 - scale, 1 + scale]."""
+    flip: float = 0.0
+    """Probability of a horizontal flip."""
+    brightness: float = 0.0
+    """Largest relative change of brightness, 0.2 for +-20 %."""
+    contrast: float = 0.0
+    """Largest relative change of contrast, 0.2 for +-20 %."""
+    channel_permutation: bool = False
+    """Shuffle the three colour channels."""
+    dihedral: bool = False
+    """One of the eight flips and quarter turns of a square image."""
+    directions: list[str] | None = None
+    """Four phrases of the texts and labels, clockwise from above, such as [above, right of, below, left of]: they turn with the image
+    (flip, dihedral), so that what is said of it stays true. null: texts stay as they are."""
+    colours: list[str] | None = None
+    """Three words of the texts and labels, for red, green and blue: they follow the channels (channel_permutation). null: as they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which shards, and which of their fields become which input."""
+
+    shards: Any = "???"
+    """Folder of a data set written or indexed by `mmscale shards`; or a mixture: a list of `SourceConfig`, such as
+    [{path: data/a, weight: 3}, {path: data/b, weight: 1}]."""
+    temperature: float = 1.0
+    """A mixture without weights: sources are drawn by rows ** (1 / temperature). 1 is by size, a large one evenly."""
+    weights_from: dict[int, list[float]] = field(default_factory=dict)
+    """A mixture: step -> weights of the sources from that step on. What lies ahead of a run may be changed when it is continued."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    image: bool = True
+    """Feed the image. false gives a text-only control."""
+    caption: str | None = "caption"
+    """Field that becomes the causal text (contrastive text, captioning target): `caption` or a key of the sample's json; null for none."""
+    text: str | None = "caption"
+    """Field that becomes the bidirectional text (masked language, matching, questions of a task); null for none."""
+    label: str | None = None
+    """Field that holds a task's target; null for none."""
+    labels: list[str] | None = None
+    """The label vocabulary in order; null takes the sorted distinct values of `data.label` over the training shards."""
+    tokenizer: str | None = None
+    """A transformers tokenizer folder; null takes `tokenizer/` inside the shards folder."""
+    max_text_tokens: int = 64
+    """Longest text in tokens, the two special tokens included; longer text is cut."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+def mixture_sources(data: DataConfig) -> list[SourceConfig] | None:
+    """Read `data.shards` as a mixture; None where it is one data set.
+
+    Raises:
+        ConfigError: an entry that is no source, two of one name, weights for some only, or settings of mixtures without one.
+    """
+    if not isinstance(data.shards, list):
+        if data.weights_from or data.temperature != 1.0:
+            raise ConfigError("`data.weights_from` and `data.temperature` need a mixture. Make `data.shards` a list of {path, weight}.")
+        return None
+    if not data.shards:
+        raise ConfigError("`data.shards` is an empty list. Name at least one data set, such as {path: data/a, weight: 1}.")
+    sources = [_source(number, entry) for number, entry in enumerate(data.shards)]
+    names = [source_name(source) for source in sources]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"`data.shards`: the sources' names must differ; got {', '.join(names)}. Give one of them another `name`.")
+    for what, given in (("weight", [s.weight for s in sources]), ("epochs", [s.epochs for s in sources])):
+        if any(g is None for g in given) and any(g is not None for g in given):
+            raise ConfigError(f"`data.shards`: either all sources have `{what}` or none; got {given}.")
+    if sources[0].weight is not None and sources[0].epochs is not None:
+        raise ConfigError("`data.shards`: a source has either `weight` or `epochs`. Remove one of them.")
+    return sources
+
+
+def source_name(source: SourceConfig) -> str:
+    """What goes before the keys of a source."""
+    return source.name or PurePosixPath(source.path).name
+
+
+def _source(number: int, entry: Any) -> SourceConfig:
+    where = f"data.shards[{number}]"
+    if isinstance(entry, str):
+        entry = {"path": entry}
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"`{where}` must be a folder or a mapping such as {{path: data/a, weight: 1}}; got {entry!r}.")
+    return configfile.build(SourceConfig, [(where, entry)])
