@@ -291,7 +291,8 @@ def _check(config: RunConfig) -> None:
             f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
         )
     mixture_sources(data)
-    _need(min(data.order.lanes, data.order.block) > 0, f"`data.order` needs lanes and a block of at least 1; got {data.order}.")
+    _need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
+    _need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
     _need(min(model.image_std) > 0, f"`model.image_std` must be above 0; got {list(model.image_std)}.")
     _need(
         data.max_text_tokens <= model.max_text_tokens,

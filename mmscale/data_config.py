@@ -9,7 +9,7 @@ from typing import Any
 
 from shards import configfile
 from shards.errors import ConfigError
-from shards.order import BLOCK, LANES
+from shards.order import LANES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +32,8 @@ class OrderConfig:
 
     lanes: int = LANES
     """Places of the data set that a step takes its samples from; fewer need less cache, more mix better. At least as many as nodes."""
-    block: int = BLOCK
-    """Rows that are shuffled among each other in a lane; a few shards' worth."""
+    block: int | None = None
+    """Rows that are shuffled among each other in a lane, a few shards' worth; null is a 64th of a lane, 8,192 to 131,072."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,9 +23,9 @@ from shards.errors import ConfigError, ShardError
 ORDER_VERSION = 2
 """Raised whenever the same arguments would give another order."""
 LANES = 1024
-BLOCK = 8192
-"""Together the rows that are in use at a time over the whole cluster, 8.4 million: what caches hold, and how far apart two rows of a shard
-may come. Data sets below that are in use as a whole."""
+SHORTEST_BLOCK, LONGEST_BLOCK = 8192, 131_072
+"""A block is as long as makes the rows in use, lanes x block over the whole cluster, a 64th of the data set, within these bounds: what
+caches hold, and how far apart two rows of a shard may come. Data sets of up to 8.4 million rows are in use as a whole."""
 WHOLE = 65536
 """Rows up to which a data set is shuffled as one block, into any permutation of it."""
 
@@ -45,7 +45,7 @@ class GlobalOrder:
         rows_per_shard: rows of each shard, in manifest order; zeros are allowed.
         seed: another seed is another order.
         lanes: most lanes of an epoch; no lane gets less than block / 8 rows.
-        block: rows that are shuffled among each other inside a lane.
+        block: rows that are shuffled among each other inside a lane; None is a 64th of a lane, within bounds.
         whole: data sets of at most so many rows are one lane and one block.
         shuffle: False gives manifest order, row after row, for evaluation.
 
@@ -60,11 +60,11 @@ class GlobalOrder:
         seed: int = 0,
         *,
         lanes: int = LANES,
-        block: int = BLOCK,
+        block: int | None = None,
         whole: int = WHOLE,
         shuffle: bool = True,
     ) -> None:
-        if lanes < 1 or block < 1:
+        if lanes < 1 or (block is not None and block < 1):
             raise ConfigError(f"`lanes` and `block` of the order must be at least 1; got {lanes} and {block}.")
         self._rows_s = np.asarray(rows_per_shard, dtype=np.int64)
         self.rows = int(self._rows_s.sum())
@@ -72,6 +72,8 @@ class GlobalOrder:
         if self.rows == 0:
             raise ShardError(f"The data set holds no rows in its {len(self._rows_s)} shards: there is nothing to read.")
         self.seed = seed
+        if block is None:
+            block = min(max(self.rows // (64 * lanes), SHORTEST_BLOCK), LONGEST_BLOCK)
         small = self.rows <= max(block, whole)
         self.block = max(block, self.rows) if small else block
         """Rows of a block as it turned out for this many rows."""

@@ -103,7 +103,8 @@ def test_a_small_data_set_is_shuffled_as_a_whole():
 
 def test_a_large_data_set_stays_local_to_few_shards_a_lane():
     order = GlobalOrder([10_000] * 10_000, 0)
-    assert order.lanes == 1024
+    assert (order.lanes, order.block) == (1024, 8192)
+    assert GlobalOrder([10**7] * 1000).block == 131_072
     positions = (np.arange(200)[:, None] * 1024 + np.arange(4)).ravel()  # four lanes of 200 steps
     _, shards, _ = order.locate(positions)
     assert len(np.unique(shards)) < 50
