@@ -50,7 +50,7 @@ class GlobalOrder:
     """
 
     def __init__(
-        self, rows_per_shard: Sequence[int], seed: int = 0, *, lanes: int = 1024, block: int = 65536, shuffle: bool = True
+        self, rows_per_shard: Sequence[int] | Ints, seed: int = 0, *, lanes: int = 1024, block: int = 65536, shuffle: bool = True
     ) -> None:
         if lanes < 1 or block < 1:
             raise ConfigError(f"`lanes` and `block` of the order must be at least 1; got {lanes} and {block}.")
