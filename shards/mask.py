@@ -43,3 +43,20 @@ def kept_rows(mask: Mask | None, tar_rows: int, where: str) -> Rows:
     """Return the rows of the tar that are kept, in its order; row n of the data set's shard is the n-th of them."""
     kept: Rows = np.flatnonzero(unpack(mask, tar_rows, where)).astype(np.int64)
     return kept
+
+
+def narrow(mask: Mask | None, tar_rows: int, where: str, stay: npt.NDArray[np.bool_]) -> Mask | None:
+    """Return the mask that keeps, of the rows that another one keeps, those that are to stay.
+
+    Args:
+        mask: the present one.
+        tar_rows: samples in the tar.
+        where: the shard, for the error.
+        stay: (rows kept at present,) booleans.
+
+    Raises:
+        ShardError: the present mask was made for another number of rows.
+    """
+    kept = unpack(mask, tar_rows, where)
+    kept[kept] = stay
+    return pack(kept)
