@@ -54,7 +54,7 @@ class DedupConfig:
     out: str = "???"
     """Folder that receives the version: a manifest pointing at the tars where they lie, duplicates.parquet and near-duplicates.png."""
     near: int | None = None
-    """Bits of 64 in which the looks of near duplicates differ at most, 0 to 12; null drops only the very same pictures. 2 is a good start."""
+    """Bits of 64 in which the looks of near duplicates differ at most, 0 to 12, such as 3; null drops only the very same pictures."""
     by: Literal["image", "pair"] = "image"
     """image: equal pictures are duplicates whatever their captions; pair: only if the captions are equal too."""
     against: list[str] = field(default_factory=list)
@@ -227,8 +227,10 @@ def _report(places: _Places, of_n: Ints, distance_n: npt.NDArray[np.int8], out: 
 def _largest_groups(of_n: Ints, distance_n: npt.NDArray[np.int8]) -> list[tuple[int, list[int], int]]:
     """Return (sample that stays, its farthest near duplicates, how many there are) of the largest groups."""
     near = np.flatnonzero((of_n >= 0) & (distance_n != EXACT))
-    leaders, counts = np.unique(of_n[near], return_counts=True)
-    chosen = np.lexsort((leaders, -counts))[:_GROUPS]
+    leaders, group, counts = np.unique(of_n[near], return_inverse=True, return_counts=True)
+    farthest = np.zeros(len(leaders), dtype=np.int64)
+    np.maximum.at(farthest, group, distance_n[near])
+    chosen = np.lexsort((leaders, -farthest, -counts))[:_GROUPS]
     found = []
     for leader, count in zip(leaders[chosen].tolist(), counts[chosen].tolist(), strict=True):
         members = near[of_n[near] == leader]
