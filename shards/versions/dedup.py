@@ -21,7 +21,6 @@ from shards.manifest import Manifest, ShardInfo, read_manifest, sidecar_path, wr
 from shards.mask import kept_rows, narrow
 from shards.pool import run
 from shards.progress import Progress
-from shards.versions.contact_sheet import Group, draw_groups
 from shards.versions.drops import parquet_table
 from shards.versions.features import FeatureTask, read_features, write_features
 from shards.versions.filter import process_count
@@ -216,6 +215,8 @@ def _report(places: _Places, of_n: Ints, distance_n: npt.NDArray[np.int8], out: 
             of_data_set, of_shard, of_key = names[int(np.searchsorted(wanted, of_n[row]))]
             kind = {"kind": "exact" if distance_n[row] == EXACT else "near", "distance": max(0, int(distance_n[row]))}
             table.add([{"shard": shard, "key": key, "of_data_set": of_data_set, "of_shard": of_shard, "of_key": of_key, **kind}])
+    from shards.versions.contact_sheet import Group, draw_groups  # matplotlib, by way of the report: a second that only this needs
+
     groups = [
         Group([(places.locate(leader), 0), *((places.locate(row), int(distance_n[row])) for row in members)], count)
         for leader, members, count in _largest_groups(of_n, distance_n)

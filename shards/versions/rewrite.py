@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -132,14 +133,13 @@ def _unique_keys(shard: _NewShard) -> list[str | None]:
     taken, seen = set(old), set[str]()
     new: list[str | None] = []
     for key in old:
-        fresh = None
         if key in seen:
-            number = 2
-            while (fresh := f"{key}-{number}") in taken:
-                number += 1
+            fresh = next(name for number in itertools.count(2) if (name := f"{key}-{number}") not in taken)
             taken.add(fresh)
-        seen.add(key)
-        new.append(fresh)
+            new.append(fresh)
+        else:
+            seen.add(key)
+            new.append(None)
     return new
 
 
@@ -148,6 +148,6 @@ def _is_there(shard: _NewShard) -> bool:
         return False
     try:
         shard_info(shard.tar)
-        return read_index(sidecar_path(shard.tar)).num_rows == shard.rows
+        return bool(read_index(sidecar_path(shard.tar)).num_rows == shard.rows)
     except ShardError:
         return False

@@ -135,7 +135,7 @@ class _ShardSplit:
         for name in self._path or ():
             if not isinstance(value, dict) or name not in value:
                 raise ShardError(
-                    f"{rows.name}:{rows.keys[row]} has no field {self._config.by!r}, which `by` names. Name one that all have, or leave the "
+                    f"{rows.name}:{rows.keys[row]} has no field {self._config.by!r}, which `by` names. Name one that all have, or leave "
                     "others out first with `mmscale shards filter`."
                 )
             value = value[name]
