@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-shards_app = typer.Typer(help="Write, adopt, check and look at shards.", no_args_is_help=True)
+shards_app = typer.Typer(help="Write, adopt, check, mend and look at shards; make versions of data sets.", no_args_is_help=True)
 runs_app = typer.Typer(help="Look at runs and stop them.", no_args_is_help=True)
 checkpoints_app = typer.Typer(help="Look at a run's checkpoints.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
@@ -69,11 +69,56 @@ def shards_verify(
     folder: Folder,
     sample: Annotated[int | None, typer.Option(help="Check and decode only so many samples, spread over the shards.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Re-hash every shard and decode every sample.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --full: index or fetch again, leave damaged samples out; say each step.")
+    ] = False,
+    copies: Annotated[str | None, typer.Option("--from", metavar="DIR|URL", help="With --repair: where copies of the tars are.")] = None,
 ) -> None:
-    """Check shards against their checksums. Exit code 1 and the shard:key of every fault when there is one."""
+    """Check shards against their checksums. Exit code 1 and the shard:key of every fault that there is, or that stays after --repair."""
     from launcher import shard_commands
 
+    if (repair and not full) or (copies is not None and not repair):
+        raise ConfigError(
+            "--repair needs --full, which finds what is to be repaired, and --from needs --repair. Add the one that is missing."
+        )
+    if repair:
+        raise typer.Exit(shard_commands.repair_data_set(folder, copies))
     raise typer.Exit(shard_commands.verify_data_set(folder, sample, full))
+
+
+@shards_app.command("filter")
+def shards_filter(folder: Folder, words: Words = None) -> None:
+    """Make a version without the samples that rules drop, for example: out=data/y min_side=200 where='[score>=0.5]'."""
+    from launcher import shard_commands
+
+    shard_commands.filter_version(folder, *split_words(words or []))
+
+
+@shards_app.command("dedup")
+def shards_dedup(folder: Folder, words: Words = None) -> None:
+    """Make a version without duplicate pictures, for example: out=data/y near=3 against='[data/test]'."""
+    from launcher import shard_commands
+
+    shard_commands.dedup_version(folder, *split_words(words or []))
+
+
+@shards_app.command("split")
+def shards_split(folder: Folder, words: Words = None) -> None:
+    """Make versions that share no sample, for example: out=data/parts train=0.9 val=0.1 by=source."""
+    from launcher import shard_commands
+
+    shard_commands.split_versions(folder, *split_words(words or []))
+
+
+@shards_app.command("merge")
+def shards_merge(
+    words: Annotated[list[str] | None, typer.Argument(metavar="DIR... [KEY=VALUE]...", help="Folders of shards, then words.")] = None,
+) -> None:
+    """Make one data set of several by hard links, or of new tars, for example: data/x data/y out=data/xy rewrite=true."""
+    from launcher import shard_commands
+
+    folders = [Path(word) for word in words or [] if "=" not in word]
+    shard_commands.merge_versions(folders, [word for word in words or [] if "=" in word])
 
 
 @shards_app.command("show")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 from shards import configfile
 from shards.config import WriteConfig
 from shards.index import adopt
+from shards.repair import repair
 from shards.verify import verify
+from shards.versions.dedup import DedupConfig, dedup_data_set
+from shards.versions.filter import FilterVersionConfig, filter_data_set
+from shards.versions.merge import MergeConfig, merge_data_sets
+from shards.versions.split import SplitConfig, split_data_set
 from shards.write import write_shards
 
 
@@ -36,6 +42,40 @@ def verify_data_set(folder: Path, sample: int | None, full: bool) -> int:
     found = f"{len(report.faults)} faults" if report.faults else "no fault"
     print(f"{found} in {report.shards} shards of {report.rows} samples; {report.checked} samples read, compared and decoded")
     return 0 if report.sound else 1
+
+
+def repair_data_set(folder: Path, copies: str | None) -> int:
+    """Mend a data set and print every step.
+
+    Returns:
+        1 when something could not be mended, else 0.
+    """
+    report = repair(folder, copies=copies, progress=_show_progress)
+    print(report)
+    return 1 if report.failed else 0
+
+
+def filter_version(folder: Path, path: Path | None, words: Sequence[str]) -> None:
+    """Make a version without what the rules drop, and print how many each dropped."""
+    print(filter_data_set(folder, configfile.load(FilterVersionConfig, path, words)))
+
+
+def dedup_version(folder: Path, path: Path | None, words: Sequence[str]) -> None:
+    """Make a version without duplicates, and print how many there were."""
+    print(dedup_data_set(folder, configfile.load(DedupConfig, path, words)))
+
+
+def split_versions(folder: Path, path: Path | None, words: Sequence[str]) -> None:
+    """Make a version a part, and print what each holds. A word with any other key than the settings' names a part."""
+    settings = {field.name for field in dataclasses.fields(SplitConfig)}
+    named = [word if word.partition("=")[0].split(".")[0] in settings else f"parts.{word}" for word in words]
+    for part in split_data_set(folder, configfile.load(SplitConfig, path, named)):
+        print(part)
+
+
+def merge_versions(folders: Sequence[Path], words: Sequence[str]) -> None:
+    """Make one data set of several, and print what it holds."""
+    print(merge_data_sets(folders, configfile.load(MergeConfig, None, words)))
 
 
 def show_data_set(folder: Path, key: str | None, out: Path | None) -> None:

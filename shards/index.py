@@ -10,20 +10,23 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
 from shards.commit import commit_bytes
 from shards.errors import SampleError, ShardError
-from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path, write_manifest
+from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, SIDECAR_SUFFIX, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
+from shards.mask import Mask, kept_rows
 from shards.sample import Sample, split_name
+from shards.tar_scan import scan_tar
 
 INDEX_VERSION = 1
 PART = pa.struct(
@@ -88,11 +91,12 @@ def index_tar(tar: str | Path) -> list[IndexEntry]:
     """Scan a plain WebDataset tar, ours or anyone's: consecutive members of one key are one sample, as webdataset groups them.
 
     Raises:
-        ShardError: not a plain tar, cut short, damaged, or a sample that holds one extension twice.
+        ShardError: not a plain tar, cut short, damaged, not to be read; a member named outside of its folder; a key that occurs twice,
+            or whose parts are not neighbours.
     """
     tar = Path(tar)
     entries: list[IndexEntry] = []
-    for sample, offsets in _samples(tar):
+    for sample, offsets in scan_tar(tar):
         entries.append(describe(sample, offsets))
     return entries
 
@@ -142,8 +146,13 @@ def read_index(path: str | Path) -> pa.Table:
     return table.combine_chunks()
 
 
-def shard_info(tar: Path) -> ShardInfo:
+def shard_info(tar: Path, *, location: str | None = None, mask: Mask | None = None) -> ShardInfo:
     """Summarise a committed shard from its sidecar alone.
+
+    Args:
+        tar: the shard.
+        location: its folder relative to the manifest's, where that is another.
+        mask: of the rows that are kept.
 
     Raises:
         ShardError: its sidecar is missing or malformed, or belongs to a tar of another size.
@@ -157,26 +166,34 @@ def shard_info(tar: Path) -> ShardInfo:
             f"The shard {tar.name!r} has {size} bytes but its sidecar was made for {recorded}: one of them was replaced. "
             f"Copy the shard again, or delete {path.name!r} and run `mmscale shards index {tar.parent}`."
         )
+    kept = table if mask is None else table.take(kept_rows(mask, table.num_rows, tar.name))
     return ShardInfo(
         shard=tar.name,
-        rows=table.num_rows,
+        rows=kept.num_rows,
         bytes=size,
         sha256=table.schema.metadata[b"mmscale.tar_sha256"].decode(),
         index_sha256=file_sha256(path),
-        image_count=table.num_rows - table["width"].null_count,
-        caption_count=table.num_rows - table["caption_length"].null_count,
-        **_statistics(table),
+        location=location,
+        mask=mask,
+        image_count=kept.num_rows - kept["width"].null_count,
+        caption_count=kept.num_rows - kept["caption_length"].null_count,
+        **_statistics(kept),
     )
 
 
 def build_manifest(folder: str | Path) -> Manifest:
     """Commit the manifest of a folder whose tars all have their sidecars.
 
+    Row masks, and tars that lie elsewhere, stay as the present manifest has them.
+
     Raises:
-        ShardError: there is no tar, or one without a valid sidecar.
+        ShardError: there is no tar, one without a valid sidecar, or one that is another than its row mask was made for.
     """
     folder = Path(folder)
-    return write_manifest(folder, [shard_info(tar) for tar in _tars(folder)])
+    before = _special_shards(folder)
+    elsewhere = [info for info in before.values() if info.location is not None]
+    found = [_with_mask(shard_info(tar), tar, before.get(tar.name)) for tar in _tars(folder, required=not elsewhere)]
+    return write_manifest(folder, [*elsewhere, *found])
 
 
 def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
@@ -186,7 +203,7 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         ShardError: there is no tar, or some cannot be indexed; the sound ones are indexed all the same.
     """
     folder = Path(folder)
-    tars = _tars(folder)
+    tars = _tars(folder, required=not _special_shards(folder))
     faults: list[str] = []
     for done, tar in enumerate(tars, 1):
         try:
@@ -194,12 +211,42 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
                 write_index(sidecar_path(tar), index_tar(tar))
         except ShardError as e:
             faults.append(str(e))
+        except OSError as e:
+            faults.append(f"The tar {str(tar)!r} cannot be read, or its sidecar cannot be written: {e}.")
         if progress:
             progress(done, len(tars), tar.name)
     if faults:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
         raise ShardError(f"{len(faults)} of {len(tars)} tars cannot be indexed. {' '.join(faults[:5])}{more}")
-    return build_manifest(folder)
+    try:
+        return build_manifest(folder)
+    except OSError as e:
+        raise ShardError(
+            f"The manifest of {str(folder)!r} cannot be written: {e.strerror}. Give this user the right to write there."
+        ) from e
+
+
+def sidecar_fits(tar: Path, table: pa.Table) -> bool:
+    """Tell whether a sidecar seems to be of this tar: whether most parts of three samples lie where it says.
+
+    Headers alone are compared: a damaged sample is no sign of a foreign sidecar.
+    """
+    rows = table.num_rows
+    probed = [
+        (table["key"][row].as_py(), part) for row in ({0, rows // 2, rows - 1} if rows else ()) for part in table["parts"][row].as_py()
+    ]
+    with tar.open("rb") as file:
+        headers = [os.pread(file.fileno(), tarfile.BLOCKSIZE, part["offset"] - tarfile.BLOCKSIZE) for _, part in probed]
+    return 2 * sum(_is_member(header, key, part) for header, (key, part) in zip(headers, probed, strict=True)) >= len(probed)
+
+
+def _is_member(header: bytes, key: str, part: dict[str, Any]) -> bool:
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    # The header of a name over 100 bytes holds only its beginning; the whole name lies before it.
+    return member.size == part["size"] and (len(key) + len(part["ext"]) > 90 or split_name(member.name) == (key, part["ext"]))
 
 
 def file_sha256(path: Path) -> str:
@@ -211,72 +258,51 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tars(folder: Path) -> list[Path]:
+def _tars(folder: Path, *, required: bool = True) -> list[Path]:
     tars = sorted(folder.glob("*.tar"))
-    if not tars:
+    if not tars and required:
         raise ShardError(f"There are no .tar files in {str(folder)!r}. Give the folder that holds the shards themselves.")
     return tars
+
+
+def _special_shards(folder: Path) -> dict[str, ShardInfo]:
+    """Return what the tars of a folder do not say: which shards of its manifest lie elsewhere or leave out rows.
+
+    Raises:
+        ShardError: the folder is a version made of another one, and its manifest cannot be read.
+    """
+    try:
+        manifest = read_manifest(folder, check_files=False)
+    except ShardError as e:
+        if (folder / ORIGIN_NAME).exists():
+            raise ShardError(
+                f"{e} But which rows {str(folder)!r} leaves out is in its manifest alone: run the command again that {ORIGIN_NAME} names."
+            ) from e
+        return {}
+    special = pc.or_(pc.is_valid(manifest.table["location"]), pc.is_valid(manifest.table["mask"]))
+    return {manifest.shards[number].shard: manifest.shards[number] for number in np.flatnonzero(special.to_numpy()).tolist()}
+
+
+def _with_mask(info: ShardInfo, tar: Path, before: ShardInfo | None) -> ShardInfo:
+    if before is None or before.mask is None or before.location is not None:
+        return info
+    if info.sha256 != before.sha256:
+        raise ShardError(
+            f"The manifest of {str(tar.parent)!r} leaves out rows of {tar.name!r}, and that tar was replaced since: which rows of the "
+            f"new one are meant cannot be known. Restore the tar, or delete {MANIFEST_NAME} to take in every row."
+        )
+    return shard_info(tar, mask=before.mask)
 
 
 def _is_indexed(tar: Path) -> bool:
     path = sidecar_path(tar)
     try:
-        recorded = int(read_index(path).schema.metadata[b"mmscale.tar_bytes"])
-    except ShardError:
+        table = read_index(path)
+        status = tar.stat()
+        recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
+        return recorded == status.st_size and path.stat().st_mtime_ns >= status.st_mtime_ns and sidecar_fits(tar, table)
+    except (ShardError, OSError):
         return False
-    status = tar.stat()
-    return recorded == status.st_size and path.stat().st_mtime_ns >= status.st_mtime_ns
-
-
-def _samples(tar: Path) -> Iterator[tuple[Sample, dict[str, int]]]:
-    key: str | None = None
-    parts: dict[str, bytes] = {}
-    offsets: dict[str, int] = {}
-    for name, offset, data in _members(tar):
-        split = split_name(name)
-        if split is None:
-            continue
-        if split[0] != key:
-            if key is not None:
-                yield Sample(key, parts), offsets
-            key, parts, offsets = split[0], {}, {}
-        ext = split[1]
-        if ext in parts:
-            raise ShardError(
-                f"{tar.name}:{key}: the tar {str(tar)!r} holds the part {ext!r} of this sample twice. Write the tar again with unique keys."
-            )
-        parts[ext], offsets[ext] = data, offset
-    if key is not None:
-        yield Sample(key, parts), offsets
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Yield (name, offset, bytes) of the regular files of a plain tar.
-
-    tarfile ends without a word at a damaged header or a cut, hence the look at what lies where it stopped.
-    """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        with os.fdopen(os.dup(fd), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.issparse():
-                    raise ShardError(f"The tar {str(path)!r} holds the sparse member {member.name!r}. Write it again without --sparse.")
-                if member.isreg():
-                    yield member.name, member.offset_data, os.pread(fd, member.size, member.offset_data)
-            end = os.pread(fd, tarfile.BLOCKSIZE, tar.offset)
-        if end != bytes(tarfile.BLOCKSIZE):
-            raise ShardError(_broken(path, f"it has no end-of-archive mark at byte {tar.offset}"))
-    except tarfile.ReadError as e:
-        raise ShardError(_broken(path, str(e))) from e
-    finally:
-        os.close(fd)
-
-
-def _broken(path: Path, problem: str) -> str:
-    return (
-        f"The tar {str(path)!r} is cut short, damaged or not a plain tar ({problem}). "
-        "Fetch or write it again, or delete it, and repeat the command."
-    )
 
 
 def _image_size(sample: Sample) -> tuple[int, int] | tuple[None, None]:

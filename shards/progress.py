@@ -14,18 +14,19 @@ LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts samples up to a total; silent if not `shown`."""
+    """Counts samples up to a total; silent if not `shown`. `doing` is the word in front."""
 
-    def __init__(self, total: int, done: int, *, shown: bool) -> None:
+    def __init__(self, total: int, done: int, *, shown: bool, doing: str = "writing") -> None:
         self._total = total
         self._done = done
         self._shown = shown
+        self._doing = doing
         self._started = self._last = time.monotonic()
         self._first = done
         self._bar: Bar | None = None
         if shown and sys.stderr.isatty():
             columns = (
-                TextColumn("writing"),
+                TextColumn(doing),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -33,7 +34,7 @@ class Progress:
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("writing", total=total, completed=done)
+            self._task = self._bar.add_task(doing, total=total, completed=done)
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -52,7 +53,7 @@ class Progress:
         elif time.monotonic() - self._last > LINE_EVERY_S:
             self._last = time.monotonic()
             rate = (self._done - self._first) / (self._last - self._started)
-            self.say(f"written {self._done} of {self._total} samples, {rate:.0f}/s, {(self._total - self._done) / rate:.0f} s left")
+            self.say(f"{self._doing} {self._done} of {self._total} samples, {rate:.0f}/s, {(self._total - self._done) / rate:.0f} s left")
 
     def say(self, line: str) -> None:
         """Print a line."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from shards.errors import IntegrityError, ShardError
 from shards.index import file_sha256, read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest, sidecar_path
+from shards.mask import kept_rows
 from shards.sample import Sample
 
 OPEN_SHARDS = 128
@@ -42,7 +43,7 @@ class ShardReader:
         self.path = Path(path)
         self.open_shards = open_shards
         self.manifest: Manifest = read_manifest(self.path, check_files=check_files)
-        self.rows_per_shard: tuple[int, ...] = self.manifest.rows_per_shard
+        self.rows_per_shard = self.manifest.rows_per_shard
         self._rows = self.manifest.rows
         self._forget()
 
@@ -75,8 +76,9 @@ class ShardReader:
         return self._open(shard).key(row)
 
     def index(self, shard: int) -> pa.Table:
-        """Return the sidecar of a shard (columns of `shards.index.SCHEMA`), mapped into memory."""
-        return self._open(shard).table
+        """Return the kept rows of a shard's sidecar (columns of `shards.index.SCHEMA`), mapped into memory where all are kept."""
+        opened = self._open(shard)
+        return opened.table if opened.kept is None else opened.table.take(opened.kept)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the path, not the open files."""
@@ -149,15 +151,17 @@ class _OpenShard:
 
     def __init__(self, folder: Path, info: ShardInfo) -> None:
         self.name = info.shard
-        tar = folder / info.shard
+        tar = info.tar(folder)
         self._fd = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
         sidecar = sidecar_path(tar)
         if file_sha256(sidecar) != info.index_sha256:
             raise ShardError(
                 f"The sidecar {str(sidecar)!r} differs from the one in the manifest: it was replaced or damaged. "
-                f"Restore it, or delete it and run `mmscale shards index {folder}`."
+                f"Restore it, or run `mmscale shards verify {folder} --full --repair`."
             )
         self.table = read_index(sidecar)
+        # None: every row of the tar is one of the data set, and nothing is looked up.
+        self.kept = None if info.mask is None else kept_rows(info.mask, self.table.num_rows, info.shard)
         # Flat child arrays as views of the mapped file: nested pyarrow or numpy scalars a sample would cost more than its read.
         parts = _only_chunk(self.table["parts"])
         flat = parts.values
@@ -171,9 +175,7 @@ class _OpenShard:
             os.close(fd)
 
     def key(self, row: int) -> str:
-        if not 0 <= row < self.table.num_rows:
-            raise IndexError(f"There is no row {row} in {self.name}: it has {self.table.num_rows}.")
-        return self._keys[row]
+        return self._keys[self._tar_row(row)]
 
     def sample(self, row: int) -> Sample:
         key = self.key(row)
@@ -194,8 +196,15 @@ class _OpenShard:
         begin, end, _ = self._span(row)
         os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
+    def _tar_row(self, row: int) -> int:
+        rows = self.table.num_rows if self.kept is None else len(self.kept)
+        if not 0 <= row < rows:
+            raise IndexError(f"There is no row {row} in {self.name}: it has {rows}.")
+        return row if self.kept is None else int(self.kept[row])
+
     def _span(self, row: int) -> tuple[int, int, range]:
-        numbers = range(self._starts[row], self._starts[row + 1])
+        tar_row = self._tar_row(row)
+        numbers = range(self._starts[tar_row], self._starts[tar_row + 1])
         last = numbers[-1]
         return self._offsets[numbers[0]], self._offsets[last] + self._sizes[last], numbers
 

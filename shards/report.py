@@ -144,7 +144,7 @@ def show_sample(folder: str | Path, key: str, out_png: str | Path | None = None)
     lines = [f"{reader.manifest.shards[shard].shard}:{key} (shard {shard}, row {row})"]
     for ext, data in sample.parts.items():
         lines.append(f"  .{ext:<8} {_bytes(len(data))}" + (f"   {_excerpt(data)}" if ext in ("txt", "json") else ""))
-    image = _picture(sample)
+    image = picture_of(sample)
     if image is not None and out_png is not None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -188,9 +188,9 @@ def _draw_sheet(sheet: Any, shown: list[Sample], sheet_rows: int) -> None:
     for cell in cells.flat:
         cell.set_axis_off()
     for cell, sample in zip(cells.flat, shown, strict=False):
-        image = _picture(sample)
+        image = picture_of(sample)
         cell.set(xlim=(0, THUMBNAIL), ylim=(THUMBNAIL * 1.36, 0), aspect="equal")
-        cell.imshow(_thumbnail(image), extent=(0, THUMBNAIL, THUMBNAIL, 0))
+        cell.imshow(thumbnail(image), extent=(0, THUMBNAIL, THUMBNAIL, 0))
         cell.add_patch(Rectangle((0, 0), THUMBNAIL, THUMBNAIL, fill=False, edgecolor=_LINE, linewidth=0.8))
         if image is None:
             note = "does not decode" if sample.image() else "no image"
@@ -245,7 +245,8 @@ def _draw(reader: ShardReader, samples: int) -> list[Sample]:
     return [reader[place] for place in sorted(zip(shards.tolist(), rows.tolist(), strict=True))]
 
 
-def _picture(sample: Sample) -> Image.Image | None:
+def picture_of(sample: Sample) -> Image.Image | None:
+    """Decode a sample's picture, upright and over white; None without one that decodes."""
     image = sample.image()
     if image is None:
         return None
@@ -257,13 +258,14 @@ def _picture(sample: Sample) -> Image.Image | None:
         return None
 
 
-def _thumbnail(image: Image.Image | None) -> Image.Image:
-    paper = Image.new("RGB", (THUMBNAIL, THUMBNAIL), _PAPER)
+def thumbnail(image: Image.Image | None, side: int = THUMBNAIL) -> Image.Image:
+    """Fit a picture into a square of so many pixels; a plain one stands for none."""
+    paper = Image.new("RGB", (side, side), _PAPER)
     if image is not None:
         # Small pictures are enlarged by whole pixels: a smooth one would hide what the model sees.
-        way = Image.Resampling.NEAREST if max(image.size) <= THUMBNAIL // 2 else Image.Resampling.LANCZOS
-        fitted = ImageOps.contain(image, (THUMBNAIL, THUMBNAIL), way)
-        paper.paste(fitted, ((THUMBNAIL - fitted.width) // 2, (THUMBNAIL - fitted.height) // 2))
+        way = Image.Resampling.NEAREST if max(image.size) <= side // 2 else Image.Resampling.LANCZOS
+        fitted = ImageOps.contain(image, (side, side), way)
+        paper.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
     return paper
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards.errors import IntegrityError, SampleError, ShardError
-from shards.index import file_sha256
+from shards.index import file_sha256, read_index, sidecar_fits
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path
 from shards.order import GlobalOrder
 from shards.read import ShardReader
@@ -97,7 +97,7 @@ def verify(folder: str | Path, *, sample: int | None = None, full: bool = False,
             checked += count
             if progress:
                 progress(done, len(manifest.shards))
-    faults += _strangers(manifest)
+    faults += strangers(manifest)
     return Report(shards=len(manifest.shards), rows=manifest.rows, checked=checked, faults=tuple(faults))
 
 
@@ -127,8 +127,11 @@ def _drawn(manifest: Manifest, count: int) -> dict[int, list[int]]:
 
 def _check_shard(reader: ShardReader, shard: int, *, rows: dict[int, list[int]], full: bool) -> tuple[list[Fault], int]:
     info = reader.manifest.shards[shard]
-    tar = reader.manifest.folder / info.shard
-    of_tar, of_sidecar = _tar_problem(tar, info, full), _sidecar_problem(tar, info)
+    tar = info.tar(reader.manifest.folder)
+    try:
+        of_tar, of_sidecar = _tar_problem(tar, info, full), _sidecar_problem(tar, info)
+    except OSError as e:
+        return [Fault(info.shard, None, f"it cannot be read: {e.strerror}. Give this user the right to read it, or mend the disk.")], 0
     faults = [Fault(info.shard, None, problem) for problem in (of_tar, of_sidecar) if problem]
     if of_sidecar or not tar.is_file():
         return faults, 0
@@ -154,8 +157,21 @@ def _sidecar_problem(tar: Path, info: ShardInfo) -> str | None:
     if not sidecar.is_file():
         return f"its sidecar {sidecar.name} is missing; run `mmscale shards index {tar.parent}`."
     if file_sha256(sidecar) != info.index_sha256:
-        return f"the sha256 of its sidecar {sidecar.name} differs from the manifest's."
+        return f"the sha256 of its sidecar {sidecar.name} differs from the manifest's{_whose(sidecar, info)}."
+    table = read_index(sidecar)
+    whole = tar.is_file() and tar.stat().st_size == info.bytes
+    if whole and (table.schema.metadata[b"mmscale.tar_sha256"].decode() != info.sha256 or not sidecar_fits(tar, table)):
+        return f"its sidecar {sidecar.name} is of another tar; run `mmscale shards verify {tar.parent} --full --repair`."
     return None
+
+
+def _whose(sidecar: Path, info: ShardInfo) -> str:
+    """Say of a sidecar that is not the manifest's whether it is that of another tar."""
+    try:
+        recorded = read_index(sidecar).schema.metadata[b"mmscale.tar_sha256"].decode()
+    except ShardError:
+        return ""
+    return "" if recorded == info.sha256 else ": it is of another tar"
 
 
 def _repeated(table: pa.Table) -> list[str]:
@@ -182,9 +198,10 @@ def _decode_problem(data: bytes) -> str | None:
     return None
 
 
-def _strangers(manifest: Manifest) -> list[Fault]:
-    """Find tars and sidecars that the manifest does not know."""
-    known = {info.shard for info in manifest.shards}
+def strangers(manifest: Manifest) -> list[Fault]:
+    """Find tars and sidecars in a data set's folder that its manifest does not know."""
+    here = pc.is_null(manifest.table["location"])
+    known = set(manifest.table["shard"].filter(here).to_pylist())
     tars = {path.name for path in manifest.folder.glob("*.tar")}
     orphans = {path.name.removesuffix(SIDECAR_SUFFIX) + ".tar" for path in manifest.folder.glob(f"*{SIDECAR_SUFFIX}")} - tars - known
     problem = f"the tar is not in the manifest; run `mmscale shards index {manifest.folder}` to take it in, or delete it."

@@ -40,7 +40,7 @@ def test_webdataset_reads_what_we_index_in_the_same_order(tmp_path):
 
 
 def test_foreign_names_are_grouped_as_webdataset_groups_them(tmp_path):
-    names = ["dir/", "dir/a.JPG", "dir/a.left.txt", "__meta__", "README", "a.txt", "b.txt", "a.txt"]
+    names = ["dir/", "dir/a.JPG", "dir/a.left.txt", "__meta__", "README", "a.txt", "b.txt"]
     with tarfile.open(tmp_path / "f.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name in names:
             member = tarfile.TarInfo(name.rstrip("/"))
@@ -53,7 +53,6 @@ def test_foreign_names_are_grouped_as_webdataset_groups_them(tmp_path):
         ("dir/a", ["jpg", "left.txt"]),
         ("a", ["txt"]),
         ("b", ["txt"]),
-        ("a", ["txt"]),
     ]
     theirs = read_with_webdataset([tmp_path / "f.tar"])
     assert [sample["__key__"] for sample in theirs] == [entry.key for entry in entries]
@@ -104,7 +103,7 @@ def test_adopt_indexes_only_what_lacks_a_valid_sidecar(tmp_path):
     os.utime(folder / "s-002.tar", (later, later))
     seen = []
     manifest = adopt(folder, progress=lambda done, total, name: seen.append((done, total, name)))
-    assert manifest.rows_per_shard == (5, 3, 1)
+    assert manifest.rows_per_shard.tolist() == [5, 3, 1]
     assert manifest.digest != digest == build_digest
     assert seen == [(1, 3, "s-000.tar"), (2, 3, "s-001.tar"), (3, 3, "s-002.tar")]
     assert build_manifest(folder) == manifest

@@ -4,14 +4,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import ShardError
-from shards.manifest import read_manifest, write_manifest
+from shards.manifest import make_manifest, read_manifest, write_manifest
 from tests.shards.tars import make_data_set
 
 
 def test_round_trip_and_statistics(tmp_path):
     folder = make_data_set(tmp_path / "d")
     manifest = read_manifest(folder)
-    assert manifest.rows_per_shard == (5, 3, 4)
+    assert manifest.rows_per_shard.tolist() == [5, 3, 4]
     assert manifest.rows == 12
     assert manifest.bytes == sum(tar.stat().st_size for tar in folder.glob("*.tar"))
     first = manifest.shards[0]
@@ -26,8 +26,11 @@ def test_digest_depends_on_content_alone(tmp_path):
     manifest = read_manifest(one)
     assert manifest.digest == read_manifest(two).digest
     assert write_manifest(two, manifest.shards[::-1]).digest == manifest.digest
-    for change in ({"rows": 9}, {"sha256": "0"}, {"index_sha256": "0"}, {"shard": "t.tar"}):
-        assert replace(manifest, shards=(replace(manifest.shards[0], **change), *manifest.shards[1:])).digest != manifest.digest
+    for change in ({"rows": 9}, {"sha256": "0" * 64}, {"index_sha256": "0" * 64}, {"shard": "t.tar"}, {"mask": b"\x01"}):
+        assert make_manifest(one, [replace(manifest.shards[0], **change), *manifest.shards[1:]]).digest != manifest.digest
+    moved = make_manifest(one, [replace(manifest.shards[0], location="../elsewhere"), *manifest.shards[1:]])
+    assert moved.digest == manifest.digest
+    assert moved != manifest
 
 
 def test_errors_name_what_to_run(tmp_path):
@@ -50,7 +53,7 @@ def test_a_damaged_or_edited_manifest_is_refused(tmp_path):
     path = folder / "manifest.parquet"
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
-    with pytest.raises(ShardError, match="does not match its own digest"):
+    with pytest.raises(ShardError, match="does not match its own checksum: it was edited or damaged"):
         read_manifest(folder)
     pq.write_table(table.drop_columns(["rows"]), path)
     with pytest.raises(ShardError, match="is not a manifest"):

@@ -15,7 +15,7 @@ def test_plain_lines_off_a_terminal(capsys: pytest.CaptureFixture[str], monkeypa
         bar.advance(4)
         bar.say("done")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("written 6 of 10 samples, ")
+    assert lines[0].startswith("writing 6 of 10 samples, ")
     assert lines[0].endswith(" s left")
     assert lines[1] == "done"
 

@@ -34,7 +34,7 @@ def _part(folder, shard, row, ext):
 def test_every_sample_by_shard_and_row(folder):
     reader = ShardReader(folder)
     assert len(reader) == 12
-    assert reader.rows_per_shard == (5, 3, 4)
+    assert reader.rows_per_shard.tolist() == [5, 3, 4]
     places = [(shard, row) for shard, rows in enumerate(reader.rows_per_shard) for row in range(rows)]
     assert [reader[place] for place in places] == [pair(number) for number in range(12)]
     assert [reader.key(*place) for place in places] == [f"k{number:04d}" for number in range(12)]
