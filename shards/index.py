@@ -6,7 +6,6 @@ in its metadata, so that a manifest is built from sidecars alone.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tarfile
@@ -21,9 +20,11 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards.commit import commit_bytes
+from shards.digest import file_sha256
 from shards.errors import SampleError, ShardError
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path, write_manifest
 from shards.sample import Sample, split_name
+from shards.store.local import map_file
 
 INDEX_VERSION = 1
 PART = pa.struct(
@@ -127,17 +128,32 @@ def read_index(path: str | Path) -> pa.Table:
     """
     path = Path(path)
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            table = file.read_all()
+        return parse_index(map_file(path), str(path.parent), path.name)
     except FileNotFoundError as e:
         raise ShardError(f"There is no sidecar {str(path)!r}. Run `mmscale shards index {path.parent}`.") from e
+
+
+def parse_index(data: pa.Buffer, root: str, name: str) -> pa.Table:
+    """Look at the bytes of a sidecar as a table, without a copy.
+
+    Args:
+        data: all of its bytes.
+        root: the folder or URL it is from.
+        name: its file name there.
+
+    Raises:
+        ShardError: it is malformed.
+    """
+    try:
+        with pa.ipc.open_file(data) as file:
+            table = file.read_all()
     except (pa.ArrowException, OSError) as e:
-        raise ShardError(f"{str(path)!r} is not a sidecar: {e}. Delete it and run `mmscale shards index {path.parent}`.") from e
+        raise ShardError(f"{f'{root}/{name}'!r} is not a sidecar: {e}. Delete it and run `mmscale shards index {root}`.") from e
     metadata = table.schema.metadata or {}
     if not table.schema.equals(SCHEMA, check_metadata=False) or metadata.get(b"mmscale.index") != str(INDEX_VERSION).encode():
         raise ShardError(
-            f"{str(path)!r} is a sidecar of another format than version {INDEX_VERSION}. "
-            f"Delete it and run `mmscale shards index {path.parent}`."
+            f"{f'{root}/{name}'!r} is a sidecar of another format than version {INDEX_VERSION}. "
+            f"Delete it and run `mmscale shards index {root}`."
         )
     return table.combine_chunks()
 
@@ -200,15 +216,6 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
         raise ShardError(f"{len(faults)} of {len(tars)} tars cannot be indexed. {' '.join(faults[:5])}{more}")
     return build_manifest(folder)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _tars(folder: Path) -> list[Path]:

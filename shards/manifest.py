@@ -6,14 +6,18 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.commit import commit_bytes
+from shards.digest import buffer_sha256
 from shards.errors import ShardError
+from shards.store import open_store
+from shards.store.base import Store
+from shards.store.place import is_url
 
 MANIFEST_NAME = "manifest.parquet"
 SIDECAR_SUFFIX = ".index.arrow"
@@ -56,10 +60,23 @@ class ShardInfo:
 class Manifest:
     """All shards of a data set, in the order that positions count them in."""
 
-    folder: Path
-    """Where the shards lie."""
+    root: str
+    """Where the shards lie: a folder or a URL, as it is printed."""
     shards: tuple[ShardInfo, ...]
     """Sorted by file name."""
+    file_sha256: str = field(default="", compare=False)
+    """Of the file it was read from."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie, for what works on files.
+
+        Raises:
+            ShardError: they lie behind a URL.
+        """
+        if is_url(self.root):
+            raise ShardError(f"This needs the data set's files in a folder; they are at {self.root!r}. Copy them first.")
+        return Path(self.root)
 
     @property
     def rows_per_shard(self) -> tuple[int, ...]:
@@ -87,12 +104,17 @@ class Manifest:
 
 def sidecar_path(tar: Path) -> Path:
     """Return the path of a tar's sidecar: `NAME.tar` has `NAME.index.arrow` beside it."""
-    return tar.with_name(tar.name.removesuffix(".tar") + SIDECAR_SUFFIX)
+    return tar.with_name(sidecar_name(tar.name))
+
+
+def sidecar_name(tar: str) -> str:
+    """Return the file name of a tar's sidecar."""
+    return tar.removesuffix(".tar") + SIDECAR_SUFFIX
 
 
 def write_manifest(folder: Path, shards: Sequence[ShardInfo]) -> Manifest:
     """Commit the manifest of a folder; `shards.index.build_manifest` gathers the shards from their sidecars."""
-    manifest = Manifest(folder=folder, shards=tuple(sorted(shards, key=lambda s: s.shard)))
+    manifest = Manifest(root=str(folder), shards=tuple(sorted(shards, key=lambda s: s.shard)))
     table = pa.Table.from_pylist([asdict(shard) for shard in manifest.shards], schema=_schema(manifest.digest))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -101,41 +123,67 @@ def write_manifest(folder: Path, shards: Sequence[ShardInfo]) -> Manifest:
 
 
 def read_manifest(folder: str | Path, *, check_files: bool = True) -> Manifest:
-    """Read the manifest of a data set.
+    """Read the manifest of a data set; `load_manifest` reads it from a store that is open.
 
     Args:
-        folder: where the shards lie.
-        check_files: also check that every shard and every sidecar is there (one listing of the folder).
+        folder: folder or URL where the shards lie.
+        check_files: also check that every shard and every sidecar is there (one listing of the folder; not of a URL).
 
     Raises:
         ShardError: no such folder, no manifest, a malformed one, or a shard or sidecar that is not there.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ShardError(f"There is no data set folder {str(folder)!r}. Write one with `mmscale shards write out={folder}`.")
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
+    return load_manifest(open_store(folder), check_files=check_files)
+
+
+def load_manifest(store: Store, *, check_files: bool = True, expected: str | None = None) -> Manifest:
+    """Read the manifest from a store.
+
+    Args:
+        store: where the data set lies.
+        check_files: as in `read_manifest`.
+        expected: sha256 that the file has elsewhere in this run, if it is being opened again behind a URL.
+
+    Raises:
+        ShardError: as in `read_manifest`; or another data set lies there by now.
+    """
+    if not is_url(store.root) and not Path(store.root).is_dir():
+        raise ShardError(f"There is no data set folder {store.root!r}. Write one with `mmscale shards write out={store.root}`.")
+    try:
+        data = store.whole(MANIFEST_NAME, expected)
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise ShardError(_no_manifest(store.root)) from e
+    found = buffer_sha256(data)
+    if is_url(store.root) and expected not in (None, found):
         raise ShardError(
-            f"The folder {str(folder)!r} has no {MANIFEST_NAME}: it was not written to its end, or it holds tars that are not indexed yet. "
-            f"Run the interrupted `mmscale shards write` again, or `mmscale shards index {folder}` for tars that others wrote."
+            f"{store.root!r} holds another {MANIFEST_NAME} than when this run opened it. Give each version of a data set a URL of its own."
         )
-    manifest = _parse(folder, path)
-    if check_files:
+    manifest = _parse(store.root, data, found)
+    if check_files and not is_url(store.root):
         _check_files(manifest)
     return manifest
 
 
-def _parse(folder: Path, path: Path) -> Manifest:
+def _no_manifest(root: str) -> str:
+    if is_url(root):
+        return f"There is no {MANIFEST_NAME} at {root!r}. Check the URL; upload the manifest after everything else of a data set."
+    return (
+        f"The folder {root!r} has no {MANIFEST_NAME}: it was not written to its end, or it holds tars that are not indexed yet. "
+        f"Run the interrupted `mmscale shards write` again, or `mmscale shards index {root}` for tars that others wrote."
+    )
+
+
+def _parse(root: str, data: pa.Buffer, file_sha256: str) -> Manifest:
+    path = f"{root}/{MANIFEST_NAME}"
     try:
-        table = pq.read_table(path, memory_map=False)
+        table = pq.read_table(pa.BufferReader(data))
         metadata = table.schema.metadata or {}
         shards = tuple(ShardInfo(**row) for row in table.select([f.name for f in fields(ShardInfo)]).to_pylist())
     except (pa.ArrowException, OSError, KeyError, TypeError) as e:
-        raise ShardError(f"{str(path)!r} is not a manifest: {e}. Rebuild it with `mmscale shards index {folder}`.") from e
-    manifest = Manifest(folder=folder, shards=shards)
+        raise ShardError(f"{path!r} is not a manifest: {e}. Rebuild it with `mmscale shards index {root}`.") from e
+    manifest = Manifest(root=root, shards=shards, file_sha256=file_sha256)
     if metadata.get(b"mmscale.digest", b"").decode() != manifest.digest:
         raise ShardError(
-            f"{str(path)!r} does not match its own digest: it was edited or damaged. Rebuild it with `mmscale shards index {folder}`."
+            f"{path!r} does not match its own digest: it was edited or damaged. Rebuild it with `mmscale shards index {root}`."
         )
     return manifest
 

@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards.errors import IntegrityError, SampleError, ShardError
-from shards.index import file_sha256
-from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path
+from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_name
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
+from shards.store.base import Store
 
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+MISSING = "the tar is missing."
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -74,10 +76,11 @@ class Report:
 def verify(folder: str | Path, *, sample: int | None = None, full: bool = False, progress: Progress | None = None) -> Report:
     """Check a data set.
 
-    Always: the files of the manifest and no others, their sizes, the sidecars' digests, keys that occur twice in a shard.
+    Always: the files of the manifest and, where they can be listed, no others; their sizes, the sidecars' digests, keys that occur twice
+    in a shard.
 
     Args:
-        folder: the data set.
+        folder: the data set, or its URL.
         sample: also read and decode so many samples, drawn at random but the same at each call.
         full: also re-hash every tar, and read and decode every sample.
         progress: called after each shard.
@@ -97,7 +100,7 @@ def verify(folder: str | Path, *, sample: int | None = None, full: bool = False,
             checked += count
             if progress:
                 progress(done, len(manifest.shards))
-    faults += _strangers(manifest)
+    faults += _strangers(manifest, reader.store)
     return Report(shards=len(manifest.shards), rows=manifest.rows, checked=checked, faults=tuple(faults))
 
 
@@ -127,10 +130,9 @@ def _drawn(manifest: Manifest, count: int) -> dict[int, list[int]]:
 
 def _check_shard(reader: ShardReader, shard: int, *, rows: dict[int, list[int]], full: bool) -> tuple[list[Fault], int]:
     info = reader.manifest.shards[shard]
-    tar = reader.manifest.folder / info.shard
-    of_tar, of_sidecar = _tar_problem(tar, info, full), _sidecar_problem(tar, info)
+    of_tar, of_sidecar = _tar_problem(reader.store, info, full), _sidecar_problem(reader.store, info)
     faults = [Fault(info.shard, None, problem) for problem in (of_tar, of_sidecar) if problem]
-    if of_sidecar or not tar.is_file():
+    if of_sidecar or of_tar == MISSING:
         return faults, 0
     faults += [Fault(info.shard, key, "this key occurs more than once in the shard.") for key in _repeated(reader.index(shard))]
     chosen = range(info.rows) if full else rows.get(shard, [])
@@ -139,22 +141,26 @@ def _check_shard(reader: ShardReader, shard: int, *, rows: dict[int, list[int]],
     return faults, len(chosen)
 
 
-def _tar_problem(tar: Path, info: ShardInfo, full: bool) -> str | None:
-    if not tar.is_file():
-        return "the tar is missing."
-    if tar.stat().st_size != info.bytes:
-        return f"the tar has {tar.stat().st_size} bytes, the manifest says {info.bytes}."
-    if full and file_sha256(tar) != info.sha256:
-        return "the tar's sha256 differs from the manifest's."
+def _tar_problem(store: Store, info: ShardInfo, full: bool) -> str | None:
+    try:
+        size = store.size(info.shard)
+        if size != info.bytes:
+            return f"the tar has {size} bytes, the manifest says {info.bytes}."
+        if full and store.sha256(info.shard) != info.sha256:
+            return "the tar's sha256 differs from the manifest's."
+    except FileNotFoundError:
+        return MISSING
     return None
 
 
-def _sidecar_problem(tar: Path, info: ShardInfo) -> str | None:
-    sidecar = sidecar_path(tar)
-    if not sidecar.is_file():
-        return f"its sidecar {sidecar.name} is missing; run `mmscale shards index {tar.parent}`."
-    if file_sha256(sidecar) != info.index_sha256:
-        return f"the sha256 of its sidecar {sidecar.name} differs from the manifest's."
+def _sidecar_problem(store: Store, info: ShardInfo) -> str | None:
+    sidecar = sidecar_name(info.shard)
+    try:
+        found = store.sha256(sidecar)
+    except FileNotFoundError:
+        return f"its sidecar {sidecar} is missing; run `mmscale shards index {store.root}`."
+    if found != info.index_sha256:
+        return f"the sha256 of its sidecar {sidecar} differs from the manifest's."
     return None
 
 
@@ -182,12 +188,13 @@ def _decode_problem(data: bytes) -> str | None:
     return None
 
 
-def _strangers(manifest: Manifest) -> list[Fault]:
+def _strangers(manifest: Manifest, store: Store) -> list[Fault]:
     """Find tars and sidecars that the manifest does not know."""
+    names = {name for name in store.names() or () if not name.startswith(".")}
+    tars = {name for name in names if name.endswith(".tar")}
+    owners = {name.removesuffix(SIDECAR_SUFFIX) + ".tar" for name in names if name.endswith(SIDECAR_SUFFIX)}
     known = {info.shard for info in manifest.shards}
-    tars = {path.name for path in manifest.folder.glob("*.tar")}
-    orphans = {path.name.removesuffix(SIDECAR_SUFFIX) + ".tar" for path in manifest.folder.glob(f"*{SIDECAR_SUFFIX}")} - tars - known
-    problem = f"the tar is not in the manifest; run `mmscale shards index {manifest.folder}` to take it in, or delete it."
+    problem = f"the tar is not in the manifest; run `mmscale shards index {manifest.root}` to take it in, or delete it."
     return [Fault(name, None, problem) for name in sorted(tars - known)] + [
-        Fault(name, None, "there is a sidecar without its tar.") for name in sorted(orphans)
+        Fault(name, None, "there is a sidecar without its tar.") for name in sorted(owners - tars - known)
     ]

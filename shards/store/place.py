@@ -1,0 +1,31 @@
+"""Where a data set lies: a local folder or a URL, and how it is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CREDENTIALS = re.compile(r"(://)[^/@\s]*@|(\?)[^\s\"')]+")
+
+
+def is_url(root: str | Path) -> bool:
+    """Whether a place is a URL rather than a folder."""
+    return isinstance(root, str) and _URL.match(root) is not None
+
+
+def normal(root: str | Path) -> str:
+    """Return a place as text: a URL without a slash at its end, a folder as it is; `file://` becomes the folder it means."""
+    if not is_url(root):
+        return str(root)
+    url = str(root)
+    if url.lower().startswith("file://"):
+        return url[len("file://") :]
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/")))
+
+
+def redacted(text: str) -> str:
+    """Take user names, passwords and signed queries out of every URL in a text, so that it can be printed."""
+    return _CREDENTIALS.sub(lambda found: found[1] or "?...", text)
