@@ -36,21 +36,6 @@ logger = logging.getLogger(__name__)
 PART = ".part"
 POLL_S = (0.002, 0.05)
 """Shortest and longest pause while another process fetches."""
-_DISK = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.ENAMETOOLONG,
-    }
-)
-"""The disk's fault rather than the store's."""
 
 
 class Source(Protocol):
@@ -239,9 +224,7 @@ class NodeCache:
             if self.folder.is_dir() and self._objects.is_dir():
                 raise  # the origin's, not the cache's
             self._turn_off("the folder is gone")
-        except OSError as e:
-            if e.errno not in _DISK:
-                raise
+        except OSError as e:  # of the disk: whatever the origin refuses is no OSError, but for a missing object
             self._turn_off(e.strerror or str(e))
         return None
 

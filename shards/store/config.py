@@ -28,8 +28,7 @@ class StoreConfig:
     retries: int = 8
     """How often a read is repeated after a transient failure."""
     hedge_share: float = 0.05
-    """A read slower than all but this share of recent ones is asked for a second time, and the first answer wins; at most this share of
-    requests is made for it. 0 turns it off."""
+    """Largest share of requests that is spent on asking again for what is slower than usual; the first answer wins. 0 turns it off."""
 
     def check(self) -> None:
         """Check what types alone cannot say.

@@ -10,48 +10,49 @@ from collections import deque
 FIRST_S = 1.0
 """How long a read may take before the usual time is known."""
 KNOWN_AFTER = 20
-"""Reads of a size after which its usual time is known."""
+"""Reads of a kind after which its usual time is known."""
 REMEMBERED = 256
-"""Recent reads of a size that the quantile is taken of."""
+"""Recent reads of a kind that the quantile is taken of."""
 BURST = 4.0
-"""Second askings that may follow each other at once."""
+"""Second askings that may follow each other at once; as many again may be borrowed for what is far too slow."""
+STEPS = (1.0, 4.0, 16.0)
+"""When a read is asked for again, in times of the threshold. All but the first may borrow: a read that late has most likely stalled."""
 
 
 class Hedge:
     """Decides on second askings. Used by one thread.
 
     Args:
-        share: of reads that are slow enough, and of requests that may be spent on them; 0 for never.
+        share: of requests that may be spent on them; reads slower than all but half of this share are asked for again. 0 for never.
     """
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._allowed = BURST if share else 0.0
-        self._recent: dict[int, deque[float]] = {}
-        self._threshold_s: dict[int, float] = {}
+        self._allowed = BURST
+        self._recent: dict[str, deque[float]] = {}
+        self._threshold_s: dict[str, float] = {}
 
-    def after_s(self, size: int) -> float | None:
-        """Return how long to wait for so many bytes before asking again; None for ever."""
-        if not self._share:
-            return None
-        return self._threshold_s.get(_size_class(size), FIRST_S)
+    def pauses_s(self, kind: str) -> list[tuple[float, bool]]:
+        """Return how long to wait before each further asking, and whether that one may borrow."""
+        threshold_s = self._threshold_s.get(kind, FIRST_S)
+        return [(step * threshold_s, step > 1) for step in STEPS] if self._share else []
 
-    def observe(self, size: int, took_s: float) -> None:
+    def observe(self, kind: str, took_s: float) -> None:
         """Take in how long a read took; every one also earns a part of a second asking."""
         self._allowed = min(BURST, self._allowed + self._share)
-        kind = _size_class(size)
         recent = self._recent.setdefault(kind, deque(maxlen=REMEMBERED))
         recent.append(took_s)
         if len(recent) == KNOWN_AFTER or (len(recent) > KNOWN_AFTER and len(recent) % 16 == 0):
-            self._threshold_s[kind] = sorted(recent)[int((1 - self._share) * (len(recent) - 1))]
+            self._threshold_s[kind] = sorted(recent)[int((1 - self._share / 2) * (len(recent) - 1))]
 
-    def take(self) -> bool:
-        """Spend one second asking, if one is left."""
-        if self._allowed < 1:
+    def take(self, borrow: bool) -> bool:
+        """Spend one second asking, if one is left or may be borrowed."""
+        if self._allowed < (1 - BURST if borrow else 1):
             return False
         self._allowed -= 1
         return True
 
 
-def _size_class(size: int) -> int:
-    return size.bit_length() // 2
+def size_class(size: int) -> str:
+    """Name the kind of a read by its size: those within a factor of four take about the same time."""
+    return f"4^{size.bit_length() // 2}"

@@ -15,7 +15,7 @@ from shards.errors import ShardError
 from shards.store import loop
 from shards.store.config import StoreConfig
 from shards.store.failure import PermanentError, TransientError
-from shards.store.hedge import Hedge
+from shards.store.hedge import Hedge, size_class
 from shards.store.place import redacted
 from shards.store.statistics import Counters
 
@@ -72,11 +72,11 @@ class Origin:
 
     def read_whole(self, name: str) -> bytes:
         """Read a small object."""
-        return bytes(self._wait(self._repeat(name, self._counted(lambda: self._backend.read_whole(name)))))
+        return bytes(self._wait(self._repeat(name, lambda: self._hedged(lambda: self._backend.read_whole(name), "whole"))))
 
     def size(self, name: str) -> int:
         """Return an object's size in bytes."""
-        return self._wait(self._repeat(name, self._counted(lambda: self._backend.size(name))))
+        return self._wait(self._repeat(name, lambda: self._hedged(lambda: self._backend.size(name), "size")))
 
     def names(self) -> list[str] | None:
         """List what lies directly below the root; None where that cannot be."""
@@ -122,7 +122,7 @@ class Origin:
 
         async def attempt() -> memoryview:
             nonlocal short
-            data = await self._hedged(name, start, size)
+            data = await self._hedged(lambda: self._backend.read(name, start, size), size_class(size))
             self._counters.add(bytes_fetched=len(data))
             if len(data) < size and short < SHORT_ANSWERS:
                 short += 1
@@ -131,22 +131,25 @@ class Origin:
 
         return await self._repeat(name, attempt)
 
-    async def _hedged(self, name: str, start: int, size: int) -> memoryview:
-        """Make a request, and the same once more when it is slow; the first answer wins and the other request is called off."""
-        ask = self._counted(lambda: self._backend.read(name, start, size))
+    async def _hedged(self, request: Callable[[], Awaitable[T]], kind: str) -> T:
+        """Make a request, and the same again while it is slow; the first answer wins and the others are called off."""
+        ask = self._counted(request)
         begin = time.perf_counter()
-        tasks: set[asyncio.Future[memoryview]] = {asyncio.ensure_future(ask())}
+        tasks: set[asyncio.Future[T]] = {asyncio.ensure_future(ask())}
         try:
-            done, _ = await asyncio.wait(tasks, timeout=self._hedge.after_s(size))
-            if not done and self._hedge.take():
-                self._counters.add(hedges=1)
-                tasks.add(asyncio.ensure_future(ask()))
-            data = await _first_success(tasks)
+            for pause_s, urgent in self._hedge.pauses_s(kind):
+                done, _ = await asyncio.wait(tasks, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    break
+                if self._hedge.take(urgent):
+                    self._counters.add(hedges=1)
+                    tasks.add(asyncio.ensure_future(ask()))
+            answer = await _first_success(tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        self._hedge.observe(size, time.perf_counter() - begin)
-        return data
+        self._hedge.observe(kind, time.perf_counter() - begin)
+        return answer
 
     def _counted(self, request: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
         async def ask() -> T:
