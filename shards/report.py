@@ -26,7 +26,7 @@ from shards.errors import DataError, SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
-from shards.store.place import is_url, normal, redacted
+from shards.store.place import is_url, normal, shown
 
 Values = npt.NDArray[np.int64]
 
@@ -105,7 +105,7 @@ def statistics(folder: str | Path) -> Statistics:
 
 def data_set_name(root: str | Path) -> str:
     """Return the last part of a data set's folder or URL."""
-    return redacted(normal(root)).partition("?")[0].rpartition("/")[2] if is_url(root) else Path(root).resolve().name
+    return shown(normal(root)).rpartition("/")[2] if is_url(root) else Path(root).resolve().name
 
 
 def summary(folder: str | Path) -> str:

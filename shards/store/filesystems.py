@@ -11,7 +11,7 @@ from fsspec.core import url_to_fs
 
 from shards.errors import ConfigError
 from shards.store.failure import PermanentError, TransientError, brief
-from shards.store.place import redacted
+from shards.store.place import shown
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class FilesystemBackend:
         except (ValueError, ImportError, OSError) as e:
             scheme = url.partition("://")[0]
             raise ConfigError(
-                f"{redacted(url)!r} cannot be opened: {brief(str(e))}. Known are folders, s3, gs, az, http and https; "
+                f"{shown(url)!r} cannot be opened: {brief(str(e))}. Known are folders, s3, gs, az, http and https; "
                 f"for others fsspec needs the library of {scheme!r}."
             ) from e
 

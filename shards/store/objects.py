@@ -5,17 +5,19 @@ obstore runs its connections on threads of its own, which a forked child lacks: 
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import obstore.store
 from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
 from shards.errors import ConfigError, ShardError
 from shards.store.failure import RANGE_PAST_THE_END, PermanentError, TransientError, brief, is_retryable, status_of
-from shards.store.place import redacted
+from shards.store.place import shown
 
 T = TypeVar("T")
 
@@ -47,16 +49,21 @@ class ObjectBackend:
     def __init__(self, url: str, timeout_s: float) -> None:
         _refuse_fork(url)
         self._family = _FAMILIES.get(url.partition("://")[0].lower(), "az")
+        self._url, headers = _login(url) if self._family == "http" else (url, {})
         try:
             self._store: Any = obstore.store.from_url(
-                url,
+                self._url,
                 retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_s)},
                 # plain http is what a user's own endpoint or URL says, never a default
-                client_options={"timeout": timedelta(seconds=timeout_s), "connect_timeout": timedelta(seconds=10), "allow_http": True},
+                client_options={
+                    "timeout": timedelta(seconds=timeout_s),
+                    "connect_timeout": timedelta(seconds=10),
+                    "allow_http": True,
+                    "default_headers": headers,
+                },
             )
         except (BaseError, ValueError) as e:
-            raise ConfigError(f"{redacted(url)!r} cannot be opened: {brief(str(e))}. Check the URL and the environment variables.") from e
-        self._url = url
+            raise ConfigError(f"{shown(url)!r} cannot be opened: {brief(str(e))}. Check the URL and the environment variables.") from e
 
     async def read(self, name: str, start: int, size: int) -> memoryview:
         """Ask for a range of bytes; fewer come back where the object ends before them."""
@@ -109,11 +116,21 @@ class ObjectBackend:
         return PermanentError(brief(text), "Check the URL, the region and the endpoint.")
 
 
+def _login(url: str) -> tuple[str, dict[str, str]]:
+    """Turn the user name and password of a URL into the header that a web server expects."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    encoded = base64.b64encode(unquote(login).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {encoded}"}
+
+
 def _refuse_fork(url: str) -> None:
     if not _first_user:
         _first_user.append(os.getpid())
     elif _first_user[0] != os.getpid():
         raise ShardError(
-            f"{redacted(url)!r} cannot be read by process {os.getpid()}, which was forked after its parent had read from an object store: "
+            f"{shown(url)!r} cannot be read by process {os.getpid()}, which was forked after its parent had read from an object store: "
             "connections do not survive a fork. Start workers with multiprocessing_context='forkserver' or 'spawn'."
         )

@@ -16,7 +16,7 @@ from shards.store import loop
 from shards.store.config import StoreConfig
 from shards.store.failure import PermanentError, TransientError
 from shards.store.hedge import Hedge, size_class
-from shards.store.place import redacted
+from shards.store.place import shown
 from shards.store.statistics import Counters
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Origin:
     """
 
     def __init__(self, url: str, backend: Backend, config: StoreConfig, counters: Counters) -> None:
-        self.root = redacted(url)
+        self.root = shown(url)
         self._backend, self._config, self._counters = backend, config, counters
         self._hedge = Hedge(config.hedge_share)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile(r"(://)[^/@\s]*@|(\?)[^\s\"')]+")
@@ -22,8 +21,14 @@ def normal(root: str | Path) -> str:
     url = str(root)
     if url.lower().startswith("file://"):
         return url[len("file://") :]
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/")))
+    scheme, _, rest = url.partition("://")
+    path, mark, query = rest.partition("?")
+    return f"{scheme}://{path.rstrip('/') or path}{mark}{query}"
+
+
+def shown(url: str) -> str:
+    """Return a URL as it is printed: without user name, password and signed query."""
+    return redacted(url).partition("?")[0]
 
 
 def redacted(text: str) -> str:

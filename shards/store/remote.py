@@ -15,7 +15,7 @@ from shards.store.cache import NodeCache
 from shards.store.config import StoreConfig
 from shards.store.local import LocalTar
 from shards.store.origin import Backend, Origin, Sink
-from shards.store.place import redacted
+from shards.store.place import shown
 from shards.store.prefetch import Prefetcher
 from shards.store.statistics import Counters, StoreStatistics
 
@@ -30,7 +30,7 @@ class RemoteStore:
     """
 
     def __init__(self, url: str, backend: Backend, config: StoreConfig) -> None:
-        self.root = redacted(url)
+        self.root = shown(url)
         self._counters = Counters()
         self._origin = Origin(url, backend, config, self._counters)
         self._config = config

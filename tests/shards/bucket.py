@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ def s3_server() -> Iterator[int]:
     """Run an S3 server and yield its port."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # moto's own clients look for some
         os.environ.setdefault(name, "key")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -29,8 +32,6 @@ def s3_server() -> Iterator[int]:
 
 def upload(folder: Path, port: int, bucket: str, prefix: str = "") -> None:
     """Make a bucket and put the files of a folder into it."""
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("PUT", f"/{bucket}")
     assert connection.getresponse().status == 200

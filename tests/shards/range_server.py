@@ -24,8 +24,18 @@ class RangeServer:
     def __init__(self, folder: Path, *, ranges: bool = True, login: str | None = None, query: str = "") -> None:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.folder, self._server.ranges, self._server.login, self._server.query = folder, ranges, login, query
+        self._server.status, self._server.answered = None, 0
         self.port: int = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def refuse_with(self, status: int) -> None:
+        """Answer everything with this status from now on."""
+        self._server.status = status
+
+    @property
+    def answered(self) -> int:
+        """Requests so far."""
+        return self._server.answered
 
     def __enter__(self) -> RangeServer:
         """Start answering."""
@@ -45,6 +55,8 @@ class _Server(ThreadingHTTPServer):
     ranges: bool
     login: str | None
     query: str
+    status: int | None
+    answered: int
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client may hang up."""
@@ -56,6 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
+        self.server.answered += 1
+        if self.server.status is not None:
+            return self._answer(self.server.status, {}, b"")
         split = urlsplit(self.path)
         path = self.server.folder / unquote(split.path).lstrip("/")
         if self.server.login is not None and self.headers.get("Authorization") != f"Basic {_encoded(self.server.login)}":
