@@ -29,6 +29,7 @@ app.add_typer(checkpoints_app, name="checkpoints")
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file, then words that go over it.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of shards.")]
+Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="Folder of shards, or where they lie behind a URL.")]
 RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -66,7 +67,7 @@ def shards_index(folder: Folder) -> None:
 
 @shards_app.command("verify")
 def shards_verify(
-    folder: Folder,
+    folder: Place,
     sample: Annotated[int | None, typer.Option(help="Check and decode only so many samples, spread over the shards.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Re-hash every shard and decode every sample.")] = False,
     repair: Annotated[
@@ -123,7 +124,7 @@ def shards_merge(
 
 @shards_app.command("show")
 def shards_show(
-    folder: Folder,
+    folder: Place,
     key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="Show this sample instead of the whole.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the picture goes; default: here, named after DIR or KEY.")] = None,
 ) -> None:

@@ -30,7 +30,7 @@ def index_tars(folder: Path) -> None:
     print(f"{manifest.rows} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:,.1f} MiB, version {manifest.digest[:12]}")
 
 
-def verify_data_set(folder: Path, sample: int | None, full: bool) -> int:
+def verify_data_set(folder: str, sample: int | None, full: bool) -> int:
     """Check a data set and print every fault.
 
     Returns:
@@ -44,7 +44,7 @@ def verify_data_set(folder: Path, sample: int | None, full: bool) -> int:
     return 0 if report.sound else 1
 
 
-def repair_data_set(folder: Path, copies: str | None) -> int:
+def repair_data_set(folder: str | Path, copies: str | None) -> int:
     """Mend a data set and print every step.
 
     Returns:
@@ -78,14 +78,14 @@ def merge_versions(folders: Sequence[Path], words: Sequence[str]) -> None:
     print(merge_data_sets(folders, configfile.load(MergeConfig, None, words)))
 
 
-def show_data_set(folder: Path, key: str | None, out: Path | None) -> None:
+def show_data_set(folder: str, key: str | None, out: Path | None) -> None:
     """Print what a data set holds and draw it, or the same for one sample."""
     from shards import report  # matplotlib: a second that only this command needs
 
     if key is not None:
         print(report.show_sample(folder, key, out or Path(f"{key.replace('/', '-')}.png")))
         return
-    picture = out or Path(f"{folder.resolve().name}.png")
+    picture = out or Path(f"{report.data_set_name(folder)}.png")
     print(report.summary(folder))
     report.render(folder, picture)
     print(f"  histograms and a contact sheet are in {picture}")

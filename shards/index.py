@@ -6,7 +6,6 @@ in its metadata, so that a manifest is built from sidecars alone.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tarfile
@@ -22,10 +21,12 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards.commit import commit_bytes
+from shards.digest import file_sha256
 from shards.errors import SampleError, ShardError
 from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, SIDECAR_SUFFIX, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
 from shards.mask import Mask, kept_rows
 from shards.sample import Sample, split_name
+from shards.store.local import LocalTar, map_file
 from shards.tar_scan import scan_tar
 
 INDEX_VERSION = 1
@@ -131,17 +132,32 @@ def read_index(path: str | Path) -> pa.Table:
     """
     path = Path(path)
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            table = file.read_all()
+        return parse_index(map_file(path), str(path.parent), path.name)
     except FileNotFoundError as e:
         raise ShardError(f"There is no sidecar {str(path)!r}. Run `mmscale shards index {path.parent}`.") from e
+
+
+def parse_index(data: pa.Buffer, root: str, name: str) -> pa.Table:
+    """Look at the bytes of a sidecar as a table, without a copy.
+
+    Args:
+        data: all of its bytes.
+        root: the folder or URL it is from.
+        name: its file name there.
+
+    Raises:
+        ShardError: it is malformed.
+    """
+    try:
+        with pa.ipc.open_file(data) as file:
+            table = file.read_all()
     except (pa.ArrowException, OSError) as e:
-        raise ShardError(f"{str(path)!r} is not a sidecar: {e}. Delete it and run `mmscale shards index {path.parent}`.") from e
+        raise ShardError(f"{f'{root}/{name}'!r} is not a sidecar: {e}. Delete it and run `mmscale shards index {root}`.") from e
     metadata = table.schema.metadata or {}
     if not table.schema.equals(SCHEMA, check_metadata=False) or metadata.get(b"mmscale.index") != str(INDEX_VERSION).encode():
         raise ShardError(
-            f"{str(path)!r} is a sidecar of another format than version {INDEX_VERSION}. "
-            f"Delete it and run `mmscale shards index {path.parent}`."
+            f"{f'{root}/{name}'!r} is a sidecar of another format than version {INDEX_VERSION}. "
+            f"Delete it and run `mmscale shards index {root}`."
         )
     return table.combine_chunks()
 
@@ -226,17 +242,20 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         ) from e
 
 
-def sidecar_fits(tar: Path, table: pa.Table) -> bool:
-    """Tell whether a sidecar seems to be of this tar: whether most parts of three samples lie where it says.
+def sidecar_fits(read: Callable[[int, int], bytes], table: pa.Table) -> bool:
+    """Tell whether a sidecar seems to be of a tar: whether most parts of three samples lie where it says.
 
     Headers alone are compared: a damaged sample is no sign of a foreign sidecar.
+
+    Args:
+        read: (first byte, size) to bytes of the tar.
+        table: the sidecar.
     """
     rows = table.num_rows
     probed = [
         (table["key"][row].as_py(), part) for row in ({0, rows // 2, rows - 1} if rows else ()) for part in table["parts"][row].as_py()
     ]
-    with tar.open("rb") as file:
-        headers = [os.pread(file.fileno(), tarfile.BLOCKSIZE, part["offset"] - tarfile.BLOCKSIZE) for _, part in probed]
+    headers = [read(part["offset"] - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE) for _, part in probed]
     return 2 * sum(_is_member(header, key, part) for header, (key, part) in zip(headers, probed, strict=True)) >= len(probed)
 
 
@@ -247,15 +266,6 @@ def _is_member(header: bytes, key: str, part: dict[str, Any]) -> bool:
         return False
     # The header of a name over 100 bytes holds only its beginning; the whole name lies before it.
     return member.size == part["size"] and (len(key) + len(part["ext"]) > 90 or split_name(member.name) == (key, part["ext"]))
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _tars(folder: Path, *, required: bool = True) -> list[Path]:
@@ -300,7 +310,8 @@ def _is_indexed(tar: Path) -> bool:
         table = read_index(path)
         status = tar.stat()
         recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
-        return recorded == status.st_size and path.stat().st_mtime_ns >= status.st_mtime_ns and sidecar_fits(tar, table)
+        newer = path.stat().st_mtime_ns >= status.st_mtime_ns
+        return recorded == status.st_size and newer and sidecar_fits(LocalTar(os.open(tar, os.O_RDONLY | os.O_CLOEXEC)).read, table)
     except (ShardError, OSError):
         return False
 

@@ -22,8 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.commit import commit_bytes
+from shards.digest import buffer_sha256
 from shards.errors import ShardError
 from shards.mask import Mask
+from shards.store import open_store
+from shards.store.base import Store
+from shards.store.place import is_url
 
 MANIFEST_NAME = "manifest.parquet"
 SIDECAR_SUFFIX = ".index.arrow"
@@ -123,7 +127,8 @@ class Manifest:
     """All shards of a data set, in the order that positions count them in.
 
     Attributes:
-        folder: where the manifest lies.
+        root: where the manifest lies: a folder or a URL, as it is printed.
+        file_sha256: of the file it was read from; empty for one that was not.
         table: columns of `SCHEMA`, one chunk each, sorted by file name.
         shards: the same row by row.
         rows_per_shard: (shards,) int64, samples in each; not to be written to.
@@ -131,8 +136,9 @@ class Manifest:
         bytes: size of all tars.
     """
 
-    def __init__(self, folder: Path, table: pa.Table) -> None:
-        self.folder = folder
+    def __init__(self, root: str | Path, table: pa.Table, file_sha256: str = "") -> None:
+        self.root = str(root)
+        self.file_sha256 = file_sha256
         self.table = table
         self.shards = ShardList(table)
         self.rows_per_shard: npt.NDArray[np.int64] = table["rows"].to_numpy().copy()
@@ -140,6 +146,17 @@ class Manifest:
         self.rows = int(self.rows_per_shard.sum())
         self.bytes = int(pc.sum(table["bytes"]).as_py() or 0)
         self._digest: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the manifest lies, for what works on files.
+
+        Raises:
+            ShardError: it lies behind a URL.
+        """
+        if is_url(self.root):
+            raise ShardError(f"This needs the data set's files in a folder; they are at {self.root!r}. Copy them first.")
+        return Path(self.root)
 
     @property
     def digest(self) -> str:
@@ -150,11 +167,11 @@ class Manifest:
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both list the same shards with the same statistics in the same folder."""
-        return isinstance(other, Manifest) and self.folder == other.folder and bool(self.table.equals(other.table))
+        return isinstance(other, Manifest) and self.root == other.root and bool(self.table.equals(other.table))
 
     def __hash__(self) -> int:
         """Hash what `__eq__` compares."""
-        return hash((self.folder, self.digest))
+        return hash((self.root, self.digest))
 
 
 def sidecar_path(tar: Path) -> Path:
@@ -195,53 +212,82 @@ def write_manifest(folder: Path, shards: Iterable[ShardInfo]) -> Manifest:
 
 
 def read_manifest(folder: str | Path, *, check_files: bool = True) -> Manifest:
-    """Read the manifest of a data set.
+    """Read the manifest of a data set; `load_manifest` reads it from a store that is open.
 
     Args:
-        folder: where the manifest lies.
-        check_files: also check that every shard and every sidecar is there (one listing of each folder).
+        folder: folder or URL where the manifest lies.
+        check_files: also check that every shard and every sidecar is there (one listing of each folder; not of a URL).
 
     Raises:
         ShardError: no such folder, no manifest, a malformed or edited one, or a shard or sidecar that is not there.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST_NAME
-    try:
-        if not folder.is_dir():
-            raise ShardError(f"There is no data set folder {str(folder)!r}. Write one with `mmscale shards write out={folder}`.")
-        data = path.read_bytes()
-    except FileNotFoundError as e:
+    return load_manifest(open_store(folder), check_files=check_files)
+
+
+def load_manifest(store: Store, *, check_files: bool = True, expected: str | None = None) -> Manifest:
+    """Read the manifest from a store.
+
+    Args:
+        store: where the data set lies.
+        check_files: as in `read_manifest`.
+        expected: sha256 that the file has elsewhere in this run, if it is being opened again behind a URL.
+
+    Raises:
+        ShardError: as in `read_manifest`; or another data set lies there by now.
+    """
+    data = _whole(store, expected)
+    found = buffer_sha256(data)
+    if is_url(store.root) and expected not in (None, found):
         raise ShardError(
-            f"The folder {str(folder)!r} has no {MANIFEST_NAME}: it was not written to its end, or it holds tars that are not indexed yet. "
-            f"Run the interrupted `mmscale shards write` again, or `mmscale shards index {folder}` for tars that others wrote."
-        ) from e
-    except OSError as e:
-        raise ShardError(f"{str(path)!r} cannot be read: {e.strerror}. Give this user the right to read it, or mend the disk.") from e
-    manifest = parse_manifest(folder, data)
-    if check_files:
+            f"{store.root!r} holds another {MANIFEST_NAME} than when this run opened it. Give each version of a data set a URL of its own."
+        )
+    manifest = parse_manifest(store.root, data, found)
+    if check_files and not is_url(store.root):
         _check_files(manifest)
     return manifest
 
 
-def parse_manifest(folder: Path, data: bytes) -> Manifest:
+def _whole(store: Store, expected: str | None) -> pa.Buffer:
+    path = f"{store.root}/{MANIFEST_NAME}"
+    try:
+        if not is_url(store.root) and not Path(store.root).is_dir():
+            raise ShardError(f"There is no data set folder {store.root!r}. Write one with `mmscale shards write out={store.root}`.")
+        return store.whole(MANIFEST_NAME, expected)
+    except FileNotFoundError as e:
+        raise ShardError(_no_manifest(store.root)) from e
+    except OSError as e:
+        raise ShardError(f"{path!r} cannot be read: {e.strerror}. Give this user the right to read it, or mend the disk.") from e
+
+
+def _no_manifest(root: str) -> str:
+    if is_url(root):
+        return f"There is no {MANIFEST_NAME} at {root!r}. Check the URL; upload the manifest after everything else of a data set."
+    return (
+        f"The folder {root!r} has no {MANIFEST_NAME}: it was not written to its end, or it holds tars that are not indexed yet. "
+        f"Run the interrupted `mmscale shards write` again, or `mmscale shards index {root}` for tars that others wrote."
+    )
+
+
+def parse_manifest(root: str | Path, data: bytes | pa.Buffer, file_sha256: str = "") -> Manifest:
     """Make a manifest of the bytes of its file.
 
     Raises:
         ShardError: they are damaged, edited, or of another version.
     """
-    path, advice = folder / MANIFEST_NAME, f"Rebuild it with `mmscale shards verify {folder} --full --repair`."
+    path = f"{root}/{MANIFEST_NAME}"
+    advice = "Upload it again." if is_url(root) else f"Rebuild it with `mmscale shards verify {root} --full --repair`."
     try:
         table = pq.read_table(pa.BufferReader(data)).combine_chunks()
     except (pa.ArrowException, OSError) as e:
-        raise ShardError(f"{str(path)!r} is not a manifest: {e}. {advice}") from e
+        raise ShardError(f"{path!r} is not a manifest: {e}. {advice}") from e
     metadata = table.schema.metadata or {}
     if metadata.get(b"mmscale.manifest", b"").decode() not in ("", str(MANIFEST_VERSION)):
-        raise ShardError(f"{str(path)!r} is a manifest of another format than version {MANIFEST_VERSION}. {advice}")
+        raise ShardError(f"{path!r} is a manifest of another format than version {MANIFEST_VERSION}. {advice}")
     if not table.schema.equals(SCHEMA, check_metadata=False):
-        raise ShardError(f"{str(path)!r} is not a manifest: its columns are not those of version {MANIFEST_VERSION}. {advice}")
+        raise ShardError(f"{path!r} is not a manifest: its columns are not those of version {MANIFEST_VERSION}. {advice}")
     if metadata.get(b"mmscale.checksum", b"").decode() != _hash_columns(table, _FIELDS):
-        raise ShardError(f"{str(path)!r} does not match its own checksum: it was edited or damaged. {advice}")
-    return Manifest(folder, table.replace_schema_metadata(None))
+        raise ShardError(f"{path!r} does not match its own checksum: it was edited or damaged. {advice}")
+    return Manifest(root, table.replace_schema_metadata(None), file_sha256)
 
 
 def _info(row: dict[str, Any]) -> ShardInfo:

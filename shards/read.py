@@ -6,46 +6,53 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import pyarrow as pa
 
 from shards.errors import IntegrityError, ShardError
-from shards.index import file_sha256, read_index
-from shards.manifest import Manifest, ShardInfo, read_manifest, sidecar_path
-from shards.mask import kept_rows
+from shards.manifest import Manifest, ShardInfo, load_manifest
+from shards.open_shard import OpenShard, stored
 from shards.sample import Sample
+from shards.store import open_store
+from shards.store.base import Store, Stored
+from shards.store.config import StoreConfig
+from shards.store.place import joined, normal
+from shards.store.statistics import StoreStatistics
 
 OPEN_SHARDS = 128
 """Shards a reader keeps open by default: a file descriptor and a mapped sidecar each."""
 RETRY_WAITS_S = (0.05, 0.2, 0.8)
-"""Pauses before each further attempt at a read that the system refused."""
+"""Pauses before each further attempt at a read that the system refused; a store behind a URL has its own."""
 
 
 class ShardReader:
-    """Random access to the samples of a data set folder.
+    """Random access to the samples of a data set.
 
     `reader[shard, row]` returns a `Sample` whose every part matched its checksum. Threads may share a reader, forked processes may go on
-    with their parent's, and pickling sends the path alone.
+    with their parent's (of a local folder), and pickling sends the place alone.
 
     Args:
-        path: the data set folder, with its manifest.
+        path: the data set's folder or URL, with its manifest.
         open_shards: how many shards are kept open.
-        check_files: False opens a data set whose shards are not all there, as verification must.
+        check_files: False opens a local data set whose shards are not all there, as verification must. Behind a URL the files are not
+            listed in either case.
+        store: requests and the node's cache, for a URL.
 
     Raises:
+        ConfigError: a URL that cannot be opened.
         ShardError: no data set there, or an unfinished one.
     """
 
-    def __init__(self, path: str | Path, *, open_shards: int = OPEN_SHARDS, check_files: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, *, open_shards: int = OPEN_SHARDS, check_files: bool = True, store: StoreConfig | None = None
+    ) -> None:
+        self.path = path
         self.open_shards = open_shards
-        self.manifest: Manifest = read_manifest(self.path, check_files=check_files)
-        self.rows_per_shard = self.manifest.rows_per_shard
-        self._rows = self.manifest.rows
-        self._forget()
+        self._config = store
+        self._load(check_files, None)
 
     def __len__(self) -> int:
         """Samples in the data set."""
@@ -62,7 +69,7 @@ class ShardReader:
         Raises:
             IndexError: no such shard or row.
             IntegrityError: its bytes differ from the checksum, or the tar ends before them, also when fetched once more.
-            ShardError: its tar or sidecar is missing, or the system keeps refusing to read it.
+            ShardError: its tar or sidecar is missing, or it still cannot be read after all repetitions.
         """
         shard, row = place
         opened = self._open(shard)
@@ -77,18 +84,51 @@ class ShardReader:
 
     def index(self, shard: int) -> pa.Table:
         """Return the kept rows of a shard's sidecar (columns of `shards.index.SCHEMA`), mapped into memory where all are kept."""
-        opened = self._open(shard)
-        return opened.table if opened.kept is None else opened.table.take(opened.kept)
+        return self._open(shard).kept_table()
+
+    def expect(self, upcoming: Sequence[int]) -> None:
+        """Say which shards this node will read next, so that its cache fetches ahead and deletes what is needed last.
+
+        Args:
+            upcoming: shard numbers in the order of their next use by any process of the node. What is not among them goes first.
+        """
+        places: dict[str | None, list[tuple[Stored, Stored]]] = {}
+        for info in (self.manifest.shards[shard] for shard in upcoming):
+            places.setdefault(info.location, []).append(stored(info))
+        for location, wanted in places.items():
+            self.store_at(location).expect(wanted)
+
+    def store_at(self, location: str | None) -> Store:
+        """Return where the tars of a location of the manifest lie; None is the data set's own folder or URL."""
+        if location is None:
+            return self.store
+        with self._lock:
+            if location not in self._stores:
+                self._stores[location] = open_store(joined(normal(self.path), location), self._config)
+            return self._stores[location]
+
+    def statistics(self) -> StoreStatistics:
+        """Return what reading from the store took so far in this process; all zero for a local folder."""
+        return self.store.statistics()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the path, not the open files."""
-        return {"path": self.path, "open_shards": self.open_shards}
+        """Pickle the place, not the open files."""
+        return {"path": self.path, "open_shards": self.open_shards, "config": self._config, "manifest": self.manifest.file_sha256}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the same data set in another process."""
-        self.__init__(state["path"], open_shards=state["open_shards"])  # type: ignore[misc]
+        self.path, self.open_shards, self._config = state["path"], state["open_shards"], state["config"]
+        self._load(True, state["manifest"])
 
-    def _open(self, shard: int) -> _OpenShard:
+    def _load(self, check_files: bool, expected: str | None) -> None:
+        self.store: Store = open_store(self.path, self._config)
+        self.manifest: Manifest = load_manifest(self.store, check_files=check_files, expected=expected)
+        self.rows_per_shard = self.manifest.rows_per_shard
+        self._rows = self.manifest.rows
+        self._stores: dict[str, Store] = {}
+        self._forget()
+
+    def _open(self, shard: int) -> OpenShard:
         if self._pid != os.getpid():
             self._forget()  # another thread of the parent may have held the lock at the fork
         with self._lock:
@@ -98,21 +138,31 @@ class ShardReader:
                 return opened
         if not 0 <= shard < len(self.manifest.shards):
             raise IndexError(f"There is no shard {shard}: the data set has {len(self.manifest.shards)}.")
-        opened = self._attempt(shard)
         with self._lock:
+            gate = self._gates.setdefault(shard, threading.Lock())
+        with gate:  # one thread opens it, the others wait for that
+            with self._lock:
+                opened = self._opened.get(shard)
+            return opened or self._keep(shard, self._attempt(shard))
+
+    def _keep(self, shard: int, opened: OpenShard) -> OpenShard:
+        with self._lock:
+            for number in [n for n, o in self._opened.items() if o.stale]:
+                del self._opened[number]  # deleted from the cache: its space is free only when it is closed
             self._opened[shard] = opened
+            self._gates.pop(shard, None)
             while len(self._opened) > self.open_shards:
                 self._opened.popitem(last=False)  # closed when the last thread that reads from it lets go
         return opened
 
-    def _attempt(self, shard: int) -> _OpenShard:
+    def _attempt(self, shard: int) -> OpenShard:
         """Open a shard, again after each pause where the system refuses."""
         info = self.manifest.shards[shard]
         for wait_s in (*RETRY_WAITS_S, None):
             try:
-                return _OpenShard(self.path, info)
+                return OpenShard(self.store_at(info.location), info)
             except FileNotFoundError as e:
-                raise ShardError(f"The shard {info.shard!r} is no longer in {str(self.path)!r}. Copy it there again.") from e
+                raise ShardError(self._gone(info)) from e
             except OSError as e:
                 if wait_s is None:
                     raise ShardError(_refused(info.shard, e)) from e
@@ -124,11 +174,13 @@ class ShardReader:
         info = self.manifest.shards[shard]
         for wait_s in RETRY_WAITS_S:
             self._drop(shard)
+            if isinstance(error, FileNotFoundError):
+                raise ShardError(self._gone(info)) from error
             if isinstance(error, OSError):
                 time.sleep(wait_s)
             opened = self._open(shard)
             try:
-                opened.let_cache_go(row)
+                opened.distrust(row)
                 return opened.sample(row)
             except IntegrityError:
                 raise
@@ -136,103 +188,21 @@ class ShardReader:
                 error = e
         raise ShardError(_refused(f"{info.shard}:{self.key(shard, row)}", error)) from error
 
+    def _gone(self, info: ShardInfo) -> str:
+        return f"The shard {info.shard!r} is no longer in {self.store_at(info.location).root!r}. Copy it there again."
+
     def _drop(self, shard: int) -> None:
+        """Close a shard, and delete the cache's copy of it."""
         with self._lock:
             self._opened.pop(shard, None)
+        info = self.manifest.shards[shard]
+        self.store_at(info.location).discard(stored(info)[0])
 
     def _forget(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
-
-
-class _OpenShard:
-    """An open tar with its sidecar; the file is closed when nobody refers to it any more."""
-
-    def __init__(self, folder: Path, info: ShardInfo) -> None:
-        self.name = info.shard
-        tar = info.tar(folder)
-        self._fd = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
-        sidecar = sidecar_path(tar)
-        if file_sha256(sidecar) != info.index_sha256:
-            raise ShardError(
-                f"The sidecar {str(sidecar)!r} differs from the one in the manifest: it was replaced or damaged. "
-                f"Restore it, or run `mmscale shards verify {folder} --full --repair`."
-            )
-        self.table = read_index(sidecar)
-        # None: every row of the tar is one of the data set, and nothing is looked up.
-        self.kept = None if info.mask is None else kept_rows(info.mask, self.table.num_rows, info.shard)
-        # Flat child arrays as views of the mapped file: nested pyarrow or numpy scalars a sample would cost more than its read.
-        parts = _only_chunk(self.table["parts"])
-        flat = parts.values
-        self._keys, self._exts = _Strings(_only_chunk(self.table["key"])), _Strings(flat.field("ext"))
-        self._starts = memoryview(parts.offsets.to_numpy())
-        self._offsets, self._sizes, self._crcs = (memoryview(flat.field(name).to_numpy()) for name in ("offset", "size", "crc32c"))
-
-    def __del__(self) -> None:
-        fd = getattr(self, "_fd", None)
-        if fd is not None:
-            os.close(fd)
-
-    def key(self, row: int) -> str:
-        return self._keys[self._tar_row(row)]
-
-    def sample(self, row: int) -> Sample:
-        key = self.key(row)
-        begin, end, numbers = self._span(row)
-        # The parts of a sample lie next to each other: one request for all of them, 512-byte headers included.
-        data = os.pread(self._fd, end - begin, begin)
-        parts: dict[str, bytes] = {}
-        for i in numbers:
-            start = self._offsets[i] - begin
-            part = data[start : start + self._sizes[i]]
-            if google_crc32c.value(part) != self._crcs[i]:
-                raise IntegrityError(self._fault(key, i, len(part)))
-            parts[self._exts[i]] = part
-        return Sample(key, parts)
-
-    def let_cache_go(self, row: int) -> None:
-        """Ask the system to forget its copy of a sample, so that the next read comes from the disk itself."""
-        begin, end, _ = self._span(row)
-        os.posix_fadvise(self._fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
-
-    def _tar_row(self, row: int) -> int:
-        rows = self.table.num_rows if self.kept is None else len(self.kept)
-        if not 0 <= row < rows:
-            raise IndexError(f"There is no row {row} in {self.name}: it has {rows}.")
-        return row if self.kept is None else int(self.kept[row])
-
-    def _span(self, row: int) -> tuple[int, int, range]:
-        tar_row = self._tar_row(row)
-        numbers = range(self._starts[tar_row], self._starts[tar_row + 1])
-        last = numbers[-1]
-        return self._offsets[numbers[0]], self._offsets[last] + self._sizes[last], numbers
-
-    def _fault(self, key: str, i: int, got: int) -> str:
-        if got < self._sizes[i]:
-            problem = f"is cut off: the tar holds {got} of its {self._sizes[i]} bytes"
-        else:
-            problem = f"does not match its checksum crc32c {self._crcs[i]:08x}"
-        return (
-            f"{self.name}:{key}: the part {self._exts[i]!r} at byte {self._offsets[i]} {problem}. "
-            "The shard was damaged after it was written: restore it from a copy or write it again."
-        )
-
-
-class _Strings:
-    """The strings of an Arrow array, decoded one by one straight from its buffers."""
-
-    def __init__(self, array: pa.StringArray) -> None:
-        _, offsets, text = array.buffers()
-        self._ends = memoryview(offsets).cast("i")[array.offset :] if len(array) else memoryview(b"")
-        self._text = memoryview(text or b"")
-
-    def __getitem__(self, i: int) -> str:
-        return str(self._text[self._ends[i] : self._ends[i + 1]], "utf-8")
-
-
-def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+        self._gates: dict[int, threading.Lock] = {}
 
 
 def _refused(where: str, error: Exception) -> str:

@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from shards.commit import commit_file, temporary
 from shards.copies import Copies
+from shards.digest import file_sha256
 from shards.errors import IntegrityError, ShardError
-from shards.index import IndexEntry, PartEntry, adopt, file_sha256, index_tar, read_index, shard_info, write_index
+from shards.index import IndexEntry, PartEntry, adopt, index_tar, read_index, shard_info, write_index
 from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, SIDECAR_SUFFIX, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
+from shards.store import open_store
 from shards.verify import Fault, check_sample, strangers
 from shards.versions.rows import ShardRows
 
@@ -75,7 +77,7 @@ def repair(folder: str | Path, *, copies: str | None = None, progress: Callable[
             if progress:
                 progress(number, len(manifest.shards))
     done += _remove_leftovers(folder, manifest)
-    failed += strangers(manifest)
+    failed += strangers(manifest, open_store(folder))
     if infos != list(manifest.shards):
         manifest = write_manifest(folder, infos)
     return RepairReport(done=tuple(done), failed=tuple(failed), rows=manifest.rows, digest=manifest.digest, was=was)

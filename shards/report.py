@@ -26,6 +26,7 @@ from shards.errors import DataError, SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
+from shards.store.place import is_url, normal, shown
 
 Values = npt.NDArray[np.int64]
 
@@ -43,7 +44,8 @@ _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.Decompressio
 class Statistics:
     """Numbers of a data set, all from its sidecars: no tar is read."""
 
-    folder: Path
+    root: str
+    """Folder or URL."""
     digest: str
     """The data set's version."""
     rows: int
@@ -87,7 +89,7 @@ def statistics(folder: str | Path) -> Statistics:
             sizes[ext] += int(part_sizes[codes].sum())
     joined = {name: np.concatenate([*arrays, np.empty(0, np.int64)]) for name, arrays in columns.items()}
     return Statistics(
-        folder=reader.path,
+        root=reader.store.root,
         digest=reader.manifest.digest,
         rows=len(reader),
         bytes=reader.manifest.bytes,
@@ -101,11 +103,16 @@ def statistics(folder: str | Path) -> Statistics:
     )
 
 
+def data_set_name(root: str | Path) -> str:
+    """Return the last part of a data set's folder or URL."""
+    return shown(normal(root)).rpartition("/")[2] if is_url(root) else Path(root).resolve().name
+
+
 def summary(folder: str | Path) -> str:
     """Say in a few lines what a data set holds."""
     found = statistics(folder)
     lines = [
-        f"{found.folder}: {found.rows:,} samples in {_shards(found)}, {_bytes(found.bytes)}, version {found.digest[:16]}",
+        f"{found.root}: {found.rows:,} samples in {_shards(found)}, {_bytes(found.bytes)}, version {found.digest[:16]}",
         f"  shards    {_range(found.shard_rows)} samples",
         f"  images    {len(found.widths):,} of {found.rows:,}   width {_range(found.widths)}   height {_range(found.heights)} pixels",
         f"  captions  {len(found.caption_lengths):,} of {found.rows:,}   {_range(found.caption_lengths)} characters",
@@ -129,7 +136,7 @@ def find(reader: ShardReader, key: str) -> tuple[int, int]:
         row = pc.index(reader.index(shard)["key"], key).as_py()
         if row >= 0:
             return shard, int(row)
-    raise DataError(f"No sample of {str(reader.path)!r} has the key {key!r}. Keys look like {reader.key(*_first_row(reader))!r}.")
+    raise DataError(f"No sample of {reader.store.root!r} has the key {key!r}. Keys look like {reader.key(*_first_row(reader))!r}.")
 
 
 def show_sample(folder: str | Path, key: str, out_png: str | Path | None = None) -> str:
@@ -177,7 +184,7 @@ def render(folder: str | Path, out_png: str | Path, *, samples: int = 4 * COLUMN
 
 
 def _draw_head(head: Any, found: Statistics) -> None:
-    head.text(0.02, 0.62, found.folder.resolve().name, fontsize=17, weight="bold", va="center")
+    head.text(0.02, 0.62, data_set_name(found.root), fontsize=17, weight="bold", va="center")
     line = f"{found.rows:,} samples   {_shards(found)}   {_bytes(found.bytes)}   version {found.digest[:16]}"
     head.text(0.02, 0.12, line, fontsize=10.5, color=_MUTED, va="center")
 

@@ -17,13 +17,17 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards.errors import IntegrityError, SampleError, ShardError
-from shards.index import file_sha256, read_index, sidecar_fits
-from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path
+from shards.index import parse_index, sidecar_fits
+from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_name
+from shards.open_shard import stored
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
+from shards.store.base import Store
 
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+MISSING = "the tar is missing."
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -74,10 +78,11 @@ class Report:
 def verify(folder: str | Path, *, sample: int | None = None, full: bool = False, progress: Progress | None = None) -> Report:
     """Check a data set.
 
-    Always: the files of the manifest and no others, their sizes, the sidecars' digests, keys that occur twice in a shard.
+    Always: the files of the manifest and, where they can be listed, no others; their sizes, the sidecars' digests, keys that occur twice
+    in a shard.
 
     Args:
-        folder: the data set.
+        folder: the data set, or its URL.
         sample: also read and decode so many samples, drawn at random but the same at each call.
         full: also re-hash every tar, and read and decode every sample.
         progress: called after each shard.
@@ -97,7 +102,7 @@ def verify(folder: str | Path, *, sample: int | None = None, full: bool = False,
             checked += count
             if progress:
                 progress(done, len(manifest.shards))
-    faults += strangers(manifest)
+    faults += strangers(manifest, reader.store)
     return Report(shards=len(manifest.shards), rows=manifest.rows, checked=checked, faults=tuple(faults))
 
 
@@ -127,13 +132,13 @@ def _drawn(manifest: Manifest, count: int) -> dict[int, list[int]]:
 
 def _check_shard(reader: ShardReader, shard: int, *, rows: dict[int, list[int]], full: bool) -> tuple[list[Fault], int]:
     info = reader.manifest.shards[shard]
-    tar = info.tar(reader.manifest.folder)
+    store = reader.store_at(info.location)
     try:
-        of_tar, of_sidecar = _tar_problem(tar, info, full), _sidecar_problem(tar, info)
+        of_tar, of_sidecar = _tar_problem(store, info, full), _sidecar_problem(store, info)
     except OSError as e:
         return [Fault(info.shard, None, f"it cannot be read: {e.strerror}. Give this user the right to read it, or mend the disk.")], 0
     faults = [Fault(info.shard, None, problem) for problem in (of_tar, of_sidecar) if problem]
-    if of_sidecar or not tar.is_file():
+    if of_sidecar or of_tar == MISSING:
         return faults, 0
     faults += [Fault(info.shard, key, "this key occurs more than once in the shard.") for key in _repeated(reader.index(shard))]
     chosen = range(info.rows) if full else rows.get(shard, [])
@@ -142,36 +147,51 @@ def _check_shard(reader: ShardReader, shard: int, *, rows: dict[int, list[int]],
     return faults, len(chosen)
 
 
-def _tar_problem(tar: Path, info: ShardInfo, full: bool) -> str | None:
-    if not tar.is_file():
-        return "the tar is missing."
-    if tar.stat().st_size != info.bytes:
-        return f"the tar has {tar.stat().st_size} bytes, the manifest says {info.bytes}."
-    if full and file_sha256(tar) != info.sha256:
-        return "the tar's sha256 differs from the manifest's."
-    return None
-
-
-def _sidecar_problem(tar: Path, info: ShardInfo) -> str | None:
-    sidecar = sidecar_path(tar)
-    if not sidecar.is_file():
-        return f"its sidecar {sidecar.name} is missing; run `mmscale shards index {tar.parent}`."
-    if file_sha256(sidecar) != info.index_sha256:
-        return f"the sha256 of its sidecar {sidecar.name} differs from the manifest's{_whose(sidecar, info)}."
-    table = read_index(sidecar)
-    whole = tar.is_file() and tar.stat().st_size == info.bytes
-    if whole and (table.schema.metadata[b"mmscale.tar_sha256"].decode() != info.sha256 or not sidecar_fits(tar, table)):
-        return f"its sidecar {sidecar.name} is of another tar; run `mmscale shards verify {tar.parent} --full --repair`."
-    return None
-
-
-def _whose(sidecar: Path, info: ShardInfo) -> str:
-    """Say of a sidecar that is not the manifest's whether it is that of another tar."""
+def _tar_problem(store: Store, info: ShardInfo, full: bool) -> str | None:
     try:
-        recorded = read_index(sidecar).schema.metadata[b"mmscale.tar_sha256"].decode()
+        size = store.size(info.shard)
+        if size != info.bytes:
+            return f"the tar has {size} bytes, the manifest says {info.bytes}."
+        if full and store.sha256(info.shard) != info.sha256:
+            return "the tar's sha256 differs from the manifest's."
+    except FileNotFoundError:
+        return MISSING
+    return None
+
+
+def _sidecar_problem(store: Store, info: ShardInfo) -> str | None:
+    sidecar = sidecar_name(info.shard)
+    try:
+        found = store.sha256(sidecar)
+    except FileNotFoundError:
+        return f"its sidecar {sidecar} is missing; run `mmscale shards index {store.root}`."
+    whose = _recorded_tar(store, sidecar)
+    if found != info.index_sha256:
+        other = "" if whose in (None, info.sha256) else ": it is of another tar"
+        return f"the sha256 of its sidecar {sidecar} differs from the manifest's{other}."
+    if whose != info.sha256 or not _fits(store, info):
+        return f"its sidecar {sidecar} is of another tar; run `mmscale shards verify {store.root} --full --repair`."
+    return None
+
+
+def _recorded_tar(store: Store, sidecar: str) -> str | None:
+    """Return the sha256 of the tar that a sidecar was made for; None where it is none."""
+    try:
+        recorded: bytes = parse_index(store.whole(sidecar), store.root, sidecar).schema.metadata[b"mmscale.tar_sha256"]
     except ShardError:
-        return ""
-    return "" if recorded == info.sha256 else ": it is of another tar"
+        return None
+    return recorded.decode()
+
+
+def _fits(store: Store, info: ShardInfo) -> bool:
+    """Whether a sidecar seems to be of the tar beside it; a tar that is missing or of another size is told elsewhere."""
+    sidecar = sidecar_name(info.shard)
+    try:
+        if store.size(info.shard) != info.bytes:
+            return True
+        return sidecar_fits(store.tar(stored(info)[0]).read, parse_index(store.whole(sidecar), store.root, sidecar))
+    except FileNotFoundError:
+        return True
 
 
 def _repeated(table: pa.Table) -> list[str]:
@@ -198,13 +218,13 @@ def _decode_problem(data: bytes) -> str | None:
     return None
 
 
-def strangers(manifest: Manifest) -> list[Fault]:
-    """Find tars and sidecars in a data set's folder that its manifest does not know."""
-    here = pc.is_null(manifest.table["location"])
-    known = set(manifest.table["shard"].filter(here).to_pylist())
-    tars = {path.name for path in manifest.folder.glob("*.tar")}
-    orphans = {path.name.removesuffix(SIDECAR_SUFFIX) + ".tar" for path in manifest.folder.glob(f"*{SIDECAR_SUFFIX}")} - tars - known
-    problem = f"the tar is not in the manifest; run `mmscale shards index {manifest.folder}` to take it in, or delete it."
+def strangers(manifest: Manifest, store: Store) -> list[Fault]:
+    """Find tars and sidecars where a data set lies that its manifest does not know."""
+    names = {name for name in store.names() or () if not name.startswith(".")}
+    tars = {name for name in names if name.endswith(".tar")}
+    owners = {name.removesuffix(SIDECAR_SUFFIX) + ".tar" for name in names if name.endswith(SIDECAR_SUFFIX)}
+    known = set(manifest.table["shard"].filter(pc.is_null(manifest.table["location"])).to_pylist())
+    problem = f"the tar is not in the manifest; run `mmscale shards index {manifest.root}` to take it in, or delete it."
     return [Fault(name, None, problem) for name in sorted(tars - known)] + [
-        Fault(name, None, "there is a sidecar without its tar.") for name in sorted(orphans)
+        Fault(name, None, "there is a sidecar without its tar.") for name in sorted(owners - tars - known)
     ]

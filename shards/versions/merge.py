@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from shards.commit import commit_file, temporary
 from shards.configfile import to_plain
+from shards.digest import file_sha256
 from shards.errors import ConfigError, ShardError
-from shards.index import file_sha256, read_index
+from shards.index import read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
 from shards.mask import kept_rows
 from shards.progress import Progress

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shards.digest import file_sha256
 from shards.errors import IntegrityError, ShardError
-from shards.index import file_sha256, read_index
+from shards.index import read_index
 from shards.manifest import ShardInfo, sidecar_path
 from shards.mask import Mask, kept_rows, narrow
 from shards.sample import Sample
