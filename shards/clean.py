@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shards.clean_image import CleanImage, clean_image
+from shards.clean_image import CleanImage, clean_image, image_size
 from shards.clean_text import clean_text, decode_field
 from shards.config import WriteConfig
 from shards.errors import SampleError
+from shards.filter import FilterConfig, judge
 from shards.sources.record import RawSample, Record
 
 # KEY.json describes what was written under these names; what the source had there moves to `input_NAME`.
@@ -30,13 +31,26 @@ class CleanSample:
     caption_length: int | None
 
 
-def clean_sample(record: Record, raw: RawSample, config: WriteConfig) -> CleanSample:
-    """Clean every part of a sample.
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A sample that the filter leaves out, though nothing is wrong with it."""
+
+    key: str
+    reason: str
+
+
+def clean_sample(record: Record, raw: RawSample, config: WriteConfig) -> CleanSample | LeftOut:
+    """Clean every part of a sample, unless the filter leaves it out.
 
     Raises:
         SampleError: the sample is refused; its reason is one of those in docs/shards.md.
     """
     captions = _captions(record.key, raw, config)
+    if config.filter != FilterConfig():
+        width, height = image_size(record.key, raw.image, config.image) if raw.image is not None else (None, None)
+        reason = judge(config.filter, width, height, captions, raw.fields)
+        if reason is not None:
+            return LeftOut(record.key, reason)
     image = _image(record.key, raw, config)
     fields = _fields(record, raw, image)
     parts = dict(raw.extra)
@@ -47,7 +61,7 @@ def clean_sample(record: Record, raw: RawSample, config: WriteConfig) -> CleanSa
     elif captions:
         fields["captions"] = captions
     _put(record.key, parts, "json", _json(record.key, fields, config))
-    width, height = (image.width, image.height) if image else (None, None)
+    width, height = (image.width, image.height) if image is not None else (None, None)
     return CleanSample(record.key, parts, width, height, max(map(len, captions), default=None))
 
 

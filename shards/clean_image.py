@@ -72,6 +72,20 @@ def clean_image(key: str, data: bytes, config: ImageConfig) -> CleanImage:
         return CleanImage(EXTENSIONS[target], _encode(resized, target, config), *resized.size)
 
 
+def image_size(key: str, data: bytes, config: ImageConfig) -> tuple[int, int]:
+    """Width and height of an image as it comes, turned upright; only its header is read.
+
+    Raises:
+        SampleError: as `clean_image`, as far as the header tells.
+    """
+    if not data:
+        raise SampleError(key, "empty_file", "The image has no bytes.")
+    with _pillow_settings(), _opened(key, data) as image:
+        _check_header(key, image, config)
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 @contextmanager
 def _pillow_settings() -> Iterator[None]:
     """Silence Pillow's warnings about odd files and its own pixel limit: ours is checked right after the header is read."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shards.errors import ConfigError
+from shards.filter import FilterConfig
 
 # `path` has no meaning for these: they make their own data.
 SOURCES_WITHOUT_PATH = frozenset({"glyphs"})
@@ -130,6 +131,9 @@ class WriteConfig:
     """Folder that receives the shards; created; must be empty or hold an unfinished or finished run of this same command."""
     rows_per_shard: int = 2048
     """Raw samples a shard is cut from; quarantined ones leave it smaller."""
+    part: str | None = None
+    """i/n writes the i-th of n parts (from 1): commands that share nothing but `out` write the others; all writes whole. null asks SLURM
+    (array task, rank inside srun) and is the whole elsewhere."""
     processes: int | None = None
     """Writer processes; 1 works in this process, null takes the CPUs this process may use. Any number writes the same bytes."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
@@ -137,6 +141,7 @@ class WriteConfig:
     glyphs: GlyphsConfig = field(default_factory=GlyphsConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
