@@ -44,9 +44,7 @@ def finish(out: Path, plan: Plan, config: WriteConfig) -> Manifest:
         _join(out / FILTERED_NAME, plan, filtered_path)
     manifest = finished_manifest(out, plan) or build_manifest(out)
     if len(manifest.shards) != plan.shards:
-        raise ShardError(
-            f"The folder {str(out)!r} holds {len(manifest.shards)} tars, its plan {plan.shards} shards. Move the other tars away."
-        )
+        raise ShardError(f"{str(out)!r} holds {len(manifest.shards)} tars, its plan {plan.shards} shards. Move the other tars away.")
     write_tokenizer(out, manifest, config.tokenizer)
     return manifest
 

@@ -71,7 +71,7 @@ def _array_task(environment: Mapping[str, str]) -> tuple[int, int]:
     index, rest = divmod(number - least, step)
     if rest or not 0 <= index < count or (last is not None and last != least + step * (count - 1)):
         raise ConfigError(
-            f"The {count} tasks of this SLURM array are not numbered evenly from {least} on, so that {number} does not say which part it is. "
+            f"The {count} tasks of this SLURM array are not numbered evenly from {least} on: {number} does not say which part it is. "
             "Submit the array as 0-N, or give part=i/n."
         )
     return index, count

@@ -65,8 +65,8 @@ class ShardWriter:
                 return self._write(task, tar, written, report)
         except FileNotFoundError as e:
             raise ShardError(
-                f"A temporary file of the shard {task.name!r} vanished from {str(self._out)!r} while it was written: the folder was cleaned, or "
-                "this command was suspended so long that another one has taken the shard over. Repeat the command; finished shards are kept."
+                f"A temporary file of the shard {task.name!r} vanished from {str(self._out)!r} while it was written: somebody has cleaned "
+                "the folder, or completed the data set without this command. Repeat the command; finished shards are kept."
             ) from e
         except OSError as e:
             raise ShardError(

@@ -49,7 +49,7 @@ class WriteSummary:
     """The data set's version: the digest of its manifest; None while shards are missing."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, if one was asked for."""
-    part: Part = Part(1, 1)
+    part: Part
     """What this command was to write."""
     missing: int = 0
     """Shards of other parts that are not there yet."""

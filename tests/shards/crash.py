@@ -48,8 +48,10 @@ def watch(step: Steps) -> None:
 
         return stepped
 
-    for name in ("replace", "rename", "link", "unlink", "mkdir", "rmdir", "fsync"):
+    for name in ("replace", "rename", "link", "unlink", "mkdir", "rmdir"):
         setattr(os, name, stepping(name, getattr(os, name)))
+    # A killed process loses nothing that it has handed to the system: the disk need not be waited for.
+    os.fsync = stepping("fsync", lambda descriptor: None)
     opener = io.open
 
     def opening(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
