@@ -55,7 +55,8 @@ def clean_sample(record: Record, raw: RawSample, config: WriteConfig) -> CleanSa
     fields = _fields(record, raw, image)
     parts = dict(raw.extra)
     if image is not None:
-        _put(record.key, parts, image.extension, image.data)
+        for extension, data in {image.extension: image.data, **image.smaller}.items():
+            _put(record.key, parts, extension, data)
     if len(captions) == 1:
         _put(record.key, parts, "txt", captions[0].encode("utf-8"))
     elif captions:
