@@ -50,11 +50,14 @@ def main() -> None:
 
 
 @shards_app.command("write")
-def shards_write(words: Words = None) -> None:
+def shards_write(
+    words: Words = None,
+    part: Annotated[str | None, typer.Option(metavar="I/N", help="Write the I-th of N parts; default: ask SLURM, else all.")] = None,
+) -> None:
     """Turn raw pairs into shards, for example: source=table path=pairs.parquet out=data/x image.short_side=256."""
     from launcher import shard_commands
 
-    shard_commands.write_data_set(*split_words(words or []))
+    shard_commands.write_data_set(*split_words([*(words or []), *([] if part is None else [f"part={part}"])]))
 
 
 @shards_app.command("index")

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shards.clean_image import CleanImage, clean_image
+from shards.clean_image import CleanImage, clean_image, image_size
 from shards.clean_text import clean_text, decode_field
 from shards.config import WriteConfig
 from shards.errors import SampleError
+from shards.filter import Judge
 from shards.sources.record import RawSample, Record
 
 # KEY.json describes what was written under these names; what the source had there moves to `input_NAME`.
@@ -30,24 +31,44 @@ class CleanSample:
     caption_length: int | None
 
 
-def clean_sample(record: Record, raw: RawSample, config: WriteConfig) -> CleanSample:
-    """Clean every part of a sample.
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A sample that the filter leaves out, though nothing is wrong with it."""
+
+    key: str
+    reason: str
+
+
+def clean_sample(record: Record, raw: RawSample, config: WriteConfig, judge: Judge | None = None) -> CleanSample | LeftOut:
+    """Clean every part of a sample, unless the filter leaves it out.
+
+    Args:
+        record: its place in the source.
+        raw: what was read there.
+        config: what is done to it.
+        judge: the filter; None keeps everything.
 
     Raises:
         SampleError: the sample is refused; its reason is one of those in docs/shards.md.
     """
     captions = _captions(record.key, raw, config)
+    if judge is not None:
+        width, height = image_size(record.key, raw.image, config.image) if raw.image is not None else (None, None)
+        reason = judge(width, height, captions, raw.fields)
+        if reason is not None:
+            return LeftOut(record.key, reason)
     image = _image(record.key, raw, config)
     fields = _fields(record, raw, image)
     parts = dict(raw.extra)
     if image is not None:
-        _put(record.key, parts, image.extension, image.data)
+        for extension, data in {image.extension: image.data, **image.smaller}.items():
+            _put(record.key, parts, extension, data)
     if len(captions) == 1:
         _put(record.key, parts, "txt", captions[0].encode("utf-8"))
     elif captions:
         fields["captions"] = captions
     _put(record.key, parts, "json", _json(record.key, fields, config))
-    width, height = (image.width, image.height) if image else (None, None)
+    width, height = (image.width, image.height) if image is not None else (None, None)
     return CleanSample(record.key, parts, width, height, max(map(len, captions), default=None))
 
 

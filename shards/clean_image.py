@@ -6,13 +6,14 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from shards import jpeg
 from shards.config import ImageConfig
 from shards.errors import SampleError
 
@@ -46,6 +47,8 @@ class CleanImage:
     data: bytes
     width: int
     height: int
+    smaller: Mapping[str, bytes] = field(default_factory=dict)
+    """The same at smaller sizes, by the extension of their parts: `256.jpg`."""
 
 
 def clean_image(key: str, data: bytes, config: ImageConfig) -> CleanImage:
@@ -62,14 +65,27 @@ def clean_image(key: str, data: bytes, config: ImageConfig) -> CleanImage:
             _check_header(key, image, config)
             changed = _needs_conversion(image, data)
             target = _target_format(image, config)
-            image.draft(image.mode, _draft_size(image, config))
-            pixels = _decoded(key, image)
-            if changed:
-                pixels = _to_rgb(key, pixels)
-        resized = _resize(pixels, config)
-        if not changed and resized is pixels and image.format == target:
-            return CleanImage(EXTENSIONS[target], data, *pixels.size)
-        return CleanImage(EXTENSIONS[target], _encode(resized, target, config), *resized.size)
+            upright = _upright_size(image)
+            pixels = _pixels(key, image, data, config, changed=changed)
+        sizes = _sizes(upright, config)
+        kept = data if not changed and image.format == target else None
+        encoded = [kept if kept is not None and size == upright else _encode(pixels, size, target, config) for size in sizes]
+    extension = EXTENSIONS[target]
+    smaller = {f"{side}.{extension}": part for side, part in zip(_sides(config)[1:], encoded[1:], strict=True)}
+    return CleanImage(extension, encoded[0], *sizes[0], smaller)
+
+
+def image_size(key: str, data: bytes, config: ImageConfig) -> tuple[int, int]:
+    """Width and height of an image as it comes, turned upright; only its header is read.
+
+    Raises:
+        SampleError: as `clean_image`, as far as the header tells.
+    """
+    if not data:
+        raise SampleError(key, "empty_file", "The image has no bytes.")
+    with _pillow_settings(), _opened(key, data) as image:
+        _check_header(key, image, config)
+        return _upright_size(image)
 
 
 @contextmanager
@@ -124,13 +140,46 @@ def _target_format(image: Image.Image, config: ImageConfig) -> str:
     return image.format if image.format in EXTENSIONS else "PNG"
 
 
-def _draft_size(image: Image.Image, config: ImageConfig) -> tuple[int, int]:
-    """Size below which a JPEG must not be decoded: twice the size wanted, so that the last step is a good filter."""
-    side = config.short_side or config.size
-    if side is None or config.square != "crop":
-        return image.size
-    scale = min(1.0, 2 * side / min(image.size))
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def _sides(config: ImageConfig) -> list[int | None]:
+    """Short sides to make, the largest first; None for that of the image."""
+    return [*sorted(config.sizes, reverse=True)] or [config.size or config.short_side]
+
+
+def _sizes(upright: tuple[int, int], config: ImageConfig) -> list[tuple[int, int]]:
+    if config.size is not None:
+        return [(config.size, config.size)]
+    return [_shrunk(upright, side) for side in _sides(config)]
+
+
+def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+    if short_side is None or min(size) <= short_side:
+        return size
+    scale = short_side / min(size)
+    width, height = (max(short_side, round(side * scale)) for side in size)
+    return width, height
+
+
+def _pixels(key: str, image: Image.Image, data: bytes, config: ImageConfig, *, changed: bool) -> Image.Image | jpeg.Pixels:
+    """Decode, by the fast decoder if it has no doubt. An image that is to be kept is decoded too: it may be damaged.
+
+    What is to become much smaller is decoded at half its size or less, but not below twice the size wanted: the last step is a good filter.
+    """
+    side = _sides(config)[0]
+    least = None if side is None else 2 * side
+    if image.format == "JPEG" and image.mode == "RGB" and not changed:
+        pixels = jpeg.decode(data, image.size, least)
+        if pixels is not None:
+            return pixels
+    if least is not None:
+        scale = min(1.0, least / min(image.size))
+        image.draft(image.mode, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    decoded = _decoded(key, image)
+    return _to_rgb(key, decoded) if changed else decoded
 
 
 def _decoded(key: str, image: Image.Image) -> Image.Image:
@@ -161,29 +210,50 @@ def _refuse_float(key: str) -> Image.Image:
     raise SampleError(key, "unsupported_image", "The pixels are floating-point numbers without a known range.")
 
 
-def _resize(image: Image.Image, config: ImageConfig) -> Image.Image:
+def _encode(pixels: Image.Image | jpeg.Pixels, size: tuple[int, int], target: str, config: ImageConfig) -> bytes:
+    """Resize and encode."""
+    if target == "JPEG" and not (config.size is not None and config.square == "pad"):
+        array = _colour_array(pixels)
+        if array is not None and config.size is not None and config.square == "crop":
+            array = _centre(array)
+        if array is not None and jpeg.can_resize(array, *size):
+            return jpeg.encode_resized(array, *size, quality=config.quality, subsampling=config.subsampling)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    return _save(_resize(image, size, config), target, config)
+
+
+def _colour_array(pixels: Image.Image | jpeg.Pixels) -> jpeg.Pixels | None:
+    if not isinstance(pixels, Image.Image):
+        return pixels
+    return np.asarray(pixels) if pixels.mode == "RGB" else None
+
+
+def _centre(pixels: jpeg.Pixels) -> jpeg.Pixels:
+    """The largest square around the centre."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def _resize(image: Image.Image, size: tuple[int, int], config: ImageConfig) -> Image.Image:
     filter_ = Image.Resampling.LANCZOS
-    if config.size is not None:
-        side = (config.size, config.size)
-        if image.size == side:
-            return image
-        if config.square == "pad":
-            return ImageOps.pad(image, side, filter_, color="white")
-        if config.square == "stretch":
-            return image.resize(side, filter_)
-        return ImageOps.fit(image, side, filter_)
-    if config.short_side is None or min(image.size) <= config.short_side:
+    if image.size == size:
         return image
-    scale = config.short_side / min(image.size)
-    width, height = (max(config.short_side, round(side * scale)) for side in image.size)
-    return image.resize((width, height), filter_)
+    if config.size is not None and config.square == "pad":
+        return ImageOps.pad(image, size, filter_, color="white")
+    if config.size is not None and config.square == "crop":
+        return ImageOps.fit(image, size, filter_)
+    return image.resize(size, filter_)
 
 
-def _encode(image: Image.Image, target: str, config: ImageConfig) -> bytes:
+def _save(image: Image.Image, target: str, config: ImageConfig) -> bytes:
     buffer = io.BytesIO()
     plain = image if image.mode in _PLAIN_MODES else image.convert("RGB")
     if target == "PNG":
         plain.save(buffer, "PNG", compress_level=6)
+    elif target == "JPEG":
+        plain.save(buffer, "JPEG", quality=config.quality, subsampling={"444": 0, "420": 2}[config.subsampling])
     else:
         plain.save(buffer, target, quality=config.quality)
     return buffer.getvalue()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shards.errors import ConfigError
+from shards.filter import FilterConfig
 
 # `path` has no meaning for these: they make their own data.
 SOURCES_WITHOUT_PATH = frozenset({"glyphs"})
@@ -61,6 +62,8 @@ class ImageConfig:
     """Quarantine samples without an image; false writes them as text-only samples."""
     short_side: int | None = None
     """Shrink to this short side in pixels, keeping the aspect ratio; smaller images stay as they are. null: no resizing."""
+    sizes: list[int] = field(default_factory=list)
+    """Several short sides at once, such as [256, 512]: the largest is KEY.jpg, the others KEY.256.jpg; excludes short_side and size."""
     size: int | None = None
     """Make every image a square of this side in pixels, see `square`; excludes short_side."""
     square: Literal["crop", "pad", "stretch"] = "crop"
@@ -70,6 +73,8 @@ class ImageConfig:
     format which needs no other change keeps its bytes."""
     quality: int = 90
     """Quality of re-encoded jpeg and webp, 1 to 100."""
+    subsampling: Literal["420", "444"] = "420"
+    """Chroma of re-encoded jpeg: at half the resolution, as nearly all photos have it, or at full."""
     max_pixels: int = 100_000_000
     """Refuse images of more pixels, judged by the header before anything is decoded."""
     max_bytes: int = 268_435_456
@@ -130,6 +135,9 @@ class WriteConfig:
     """Folder that receives the shards; created; must be empty or hold an unfinished or finished run of this same command."""
     rows_per_shard: int = 2048
     """Raw samples a shard is cut from; quarantined ones leave it smaller."""
+    part: str | None = None
+    """i/n writes the i-th of n parts (from 1): commands that share nothing but `out` write the others; all writes whole. null asks SLURM
+    (array task, rank inside srun) and is the whole elsewhere."""
     processes: int | None = None
     """Writer processes; 1 works in this process, null takes the CPUs this process may use. Any number writes the same bytes."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
@@ -137,6 +145,7 @@ class WriteConfig:
     glyphs: GlyphsConfig = field(default_factory=GlyphsConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
@@ -148,8 +157,12 @@ class WriteConfig:
         """
         if self.path is None and self.source not in SOURCES_WITHOUT_PATH:
             raise ConfigError(f"`path` is required for source={self.source}. Give path=... .")
-        if self.image.short_side is not None and self.image.size is not None:
-            raise ConfigError("`image.short_side` and `image.size` exclude each other. Keep one of them.")
+        resizing = {"short_side": self.image.short_side, "sizes": self.image.sizes or None, "size": self.image.size}
+        given = [f"`image.{name}`" for name, value in resizing.items() if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other. Keep one of them.")
+        if len(set(self.image.sizes)) < len(self.image.sizes):
+            raise ConfigError(f"`image.sizes` must differ from each other; got {self.image.sizes}.")
         if not 1 <= self.image.quality <= 100:
             raise ConfigError(f"`image.quality` must be 1 to 100; got {self.image.quality}.")
         if not 0.0 <= self.quarantine.max_fraction <= 1.0:
@@ -163,6 +176,7 @@ class WriteConfig:
                 "A lone | is YAML syntax: on a command line write \"columns.caption_separator='|'\"."
             )
         self._check_encoding()
+        self.filter.check()
 
     def process_count(self) -> int:
         """Writer processes to start."""
@@ -181,6 +195,7 @@ class WriteConfig:
             ("glyphs.limit", self.glyphs.limit),
             ("image.short_side", self.image.short_side),
             ("image.size", self.image.size),
+            *(("image.sizes", size) for size in self.image.sizes),
             ("image.max_pixels", self.image.max_pixels),
             ("image.max_bytes", self.image.max_bytes),
             ("image.min_side", self.image.min_side),

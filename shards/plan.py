@@ -6,27 +6,23 @@ finds what an interrupted one has finished.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.commit import commit_bytes
+from shards.commit import commit_first
 from shards.config import WriteConfig
 from shards.configfile import to_plain
 from shards.errors import ConfigError
-from shards.sources.record import Record
+from shards.sources.record import LazyRecords, Record
 
 PLAN_NAME = "plan.json"
 PLAN_VERSION = 1
 # These change nothing about the bytes of a shard.
-_FREE_KEYS = ("out", "path", "processes", "quarantine", "tokenizer")
-_LOCK_NAME = ".lock"
+_FREE_KEYS = ("out", "path", "processes", "quarantine", "tokenizer", "part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +35,16 @@ class ShardTask:
     @property
     def name(self) -> str:
         """File name of the shard's tar."""
-        return f"shard-{self.number:06d}.tar"
+        return shard_name(self.number)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All shards to write."""
 
-    tasks: tuple[ShardTask, ...]
+    listed: Sequence[Record]
+    """Samples listed by the source, good or bad; some sources make them only when they are asked for."""
+    rows_per_shard: int
     config: dict[str, Any]
     """The settings that the bytes of the shards depend on."""
     listing: str
@@ -55,15 +53,32 @@ class Plan:
     @property
     def records(self) -> int:
         """Samples listed by the source, good or bad."""
-        return sum(len(task.records) for task in self.tasks)
+        return len(self.listed)
+
+    @property
+    def shards(self) -> int:
+        """Shards that they are cut into."""
+        return -(-len(self.listed) // self.rows_per_shard)
+
+    def size(self, number: int) -> int:
+        """Samples that a shard is cut from."""
+        return min(self.rows_per_shard, self.records - number * self.rows_per_shard)
+
+    def task(self, number: int) -> ShardTask:
+        """Look up the records of one shard."""
+        start = number * self.rows_per_shard
+        return ShardTask(number, tuple(self.listed[start : start + self.rows_per_shard]))
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard's tar."""
+    return f"shard-{number:06d}.tar"
 
 
 def make_plan(config: WriteConfig, records: Sequence[Record]) -> Plan:
     """Cut the listed records into shards."""
-    size = config.rows_per_shard
-    tasks = [ShardTask(number, tuple(records[start : start + size])) for number, start in enumerate(range(0, len(records), size))]
     settings = {key: value for key, value in to_plain(config).items() if key not in _FREE_KEYS}
-    return Plan(tuple(tasks), settings, _listing_digest(records))
+    return Plan(records, config.rows_per_shard, settings, _listing_digest(records))
 
 
 def enter_plan(out: Path, plan: Plan) -> None:
@@ -73,67 +88,39 @@ def enter_plan(out: Path, plan: Plan) -> None:
         ConfigError: the folder holds anything else.
     """
     path = out / PLAN_NAME
+    _make_folder(out)
     content = {
         "version": PLAN_VERSION,
         "records": plan.records,
-        "shards": len(plan.tasks),
+        "shards": plan.shards,
         "listing": plan.listing,
         "config": plan.config,
     }
-    if path.exists():
-        _check_same(out, path, content)
-        return
+    if not path.exists():
+        _check_empty(out)
+        commit_first(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    _check_same(out, path, content)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"`out`: the folder {str(out)!r} cannot be made: {e.strerror}. Give another one.") from e
+
+
+def _check_empty(out: Path) -> None:
     others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
-    if others:
+    if others and PLAN_NAME not in others:  # with it: another part has begun in this very moment
         raise ConfigError(
             f"`out`: the folder {str(out)!r} is not empty and was not begun by `mmscale shards write`: it holds {others[0]!r}. "
             "Give another `out`, or empty the folder."
         )
-    commit_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-
-
-@contextmanager
-def sole_writer(out: Path) -> Iterator[None]:
-    """Create the output folder and hold it against a second writer, and wait for processes that a killed one has left to end.
-
-    Raises:
-        ConfigError: another writer is at work there, or the folder cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as e:
-        raise ConfigError(f"`out`: the folder {str(out)!r} cannot be written to: {e.strerror}. Give another one.") from e
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise ConfigError(f"`out`: another writer is at work in {str(out)!r}. Wait for it, or stop it.") from e
-        with _folder_lock(out, fcntl.LOCK_EX):
-            pass
-        yield
-    finally:
-        os.close(lock)
-
-
-def hold_folder(out: Path) -> int:
-    """Mark this process as one that writes into the folder, until it ends; returns the descriptor that holds the mark."""
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
-
-
-@contextmanager
-def _folder_lock(out: Path, operation: int) -> Iterator[None]:
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, operation)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _listing_digest(records: Sequence[Record]) -> str:
+    if isinstance(records, LazyRecords):
+        return records.digest()
     digest = hashlib.sha256()
     for record in records:
         line = f"{record.key}\t{record.where}\t{record.problem!r}\t{record.locator!r}\n"

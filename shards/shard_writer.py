@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 
-from shards.clean import CleanSample, clean_sample
-from shards.commit import commit_bytes, commit_file, temporary
+from shards.clean import CleanSample, LeftOut, clean_sample
+from shards.commit import commit_bytes, commit_file, gathering
 from shards.config import WriteConfig
 from shards.errors import SampleError, ShardError
+from shards.filter import FilterConfig, Judge
 from shards.index import IndexEntry, PartEntry, read_index, shard_info, write_index
 from shards.manifest import sidecar_path
-from shards.plan import ShardTask
+from shards.plan import ShardTask, shard_name
 from shards.sample import Sample, validate
 from shards.sources import make_source
 from shards.sources.record import RawSample, Record
 from shards.tar import TarStream
 
 QUARANTINE_FOLDER = "quarantine"
+FILTERED_FOLDER = "filtered"
 REPORT_EVERY_S = 0.5
 
 
@@ -31,10 +33,12 @@ REPORT_EVERY_S = 0.5
 class ShardResult:
     """What became of one shard's records."""
 
-    name: str
+    number: int
     rows: int
     quarantined: Mapping[str, int]
     """Refused samples by reason."""
+    filtered: Mapping[str, int]
+    """Samples that the filter has left out, by reason."""
 
 
 class ShardWriter:
@@ -43,6 +47,7 @@ class ShardWriter:
     def __init__(self, config: WriteConfig) -> None:
         self._config = config
         self._source = make_source(config)
+        self._judge = None if config.filter == FilterConfig() else Judge(config.filter)
         self._out = Path(config.out)
 
     def write(self, task: ShardTask, report: Callable[[int], None]) -> ShardResult:
@@ -56,46 +61,60 @@ class ShardWriter:
             ShardError: the disk refused.
             SourceError: the source cannot be read any more.
         """
+        tar = self._out / task.name
         try:
-            return self._write(task, report)
+            with gathering(tar) as written:
+                return self._write(task, tar, written, report)
+        except FileNotFoundError as e:
+            raise ShardError(
+                f"A temporary file of the shard {task.name!r} vanished from {str(self._out)!r} while it was written: somebody has cleaned "
+                "the folder, or completed the data set without this command. Repeat the command; finished shards are kept."
+            ) from e
         except OSError as e:
             raise ShardError(
                 f"Writing the shard {task.name!r} in {str(self._out)!r} failed: {e.strerror or e}. Mend that and repeat the command; "
                 "finished shards are kept."
             ) from e
 
-    def _write(self, task: ShardTask, report: Callable[[int], None]) -> ShardResult:
-        tar = self._out / task.name
+    def _write(self, task: ShardTask, tar: Path, written: Path, report: Callable[[int], None]) -> ShardResult:
         entries: list[IndexEntry] = []
-        faults: list[tuple[Record, SampleError]] = []
+        faults: list[dict[str, str]] = []
+        filtered: list[dict[str, str]] = []
         progress = _Progress(report)
-        with temporary(tar).open("wb") as file:
+        with written.open("wb") as file:
             stream = TarStream(file)
             for record in task.records:
                 try:
-                    entries.append(_add(stream, self._sample(record)))
+                    sample = self._sample(record)
+                    if isinstance(sample, LeftOut):
+                        filtered.append({"key": sample.key, "reason": sample.reason, "source": record.where})
+                    else:
+                        entries.append(_add(stream, sample))
                 except SampleError as e:
-                    faults.append((record, e))
+                    faults.append({"key": e.key, "reason": e.reason, "detail": e.detail, "source": record.where})
                 progress.step()
             sha256 = stream.close()
-        commit_file(temporary(tar), tar)
-        _commit_quarantine(self._out, task, faults)
+        commit_file(written, tar)
+        _commit_lines(quarantine_path(self._out, task.name), faults)
+        _commit_lines(filtered_path(self._out, task.name), filtered)
         write_index(sidecar_path(tar), entries, tar_sha256=sha256)
         progress.flush()
-        return ShardResult(task.name, len(entries), Counter(fault.reason for _, fault in faults))
+        return ShardResult(task.number, len(entries), count_reasons(faults), count_reasons(filtered))
 
-    def _sample(self, record: Record) -> CleanSample:
+    def _sample(self, record: Record) -> CleanSample | LeftOut:
         if record.problem is not None:
             raise SampleError(record.key, *record.problem)
         raw: RawSample = self._source.load(record)
-        clean = clean_sample(record, raw, self._config)
-        validate(Sample(clean.key, clean.parts))
+        clean = clean_sample(record, raw, self._config, self._judge)
+        if isinstance(clean, CleanSample):
+            validate(Sample(clean.key, clean.parts))
         return clean
 
 
-def finished_shard(out: Path, task: ShardTask) -> ShardResult | None:
-    """What an earlier command has committed of this shard, or None if it is still to be written."""
-    tar = out / task.name
+def finished_shard(out: Path, number: int) -> ShardResult | None:
+    """What an earlier or another command has committed of a shard, or None if it is still to be written."""
+    name = shard_name(number)
+    tar = out / name
     if not tar.exists() or not sidecar_path(tar).exists():
         return None
     try:
@@ -103,31 +122,38 @@ def finished_shard(out: Path, task: ShardTask) -> ShardResult | None:
         rows = read_index(sidecar_path(tar)).num_rows
     except ShardError:
         return None
-    lines = read_quarantine(quarantine_path(out, task))
-    return ShardResult(task.name, rows, Counter(line["reason"] for line in lines))
+    refused, filtered = (count_reasons(read_lines(path)) for path in (quarantine_path(out, name), filtered_path(out, name)))
+    return ShardResult(number, rows, refused, filtered)
 
 
-def quarantine_path(out: Path, task: ShardTask) -> Path:
+def quarantine_path(out: Path, name: str) -> Path:
     """Where the refused samples of one shard are named."""
-    return out / QUARANTINE_FOLDER / f"{Path(task.name).stem}.jsonl"
+    return out / QUARANTINE_FOLDER / f"{Path(name).stem}.jsonl"
 
 
-def read_quarantine(path: Path) -> list[dict[str, str]]:
+def filtered_path(out: Path, name: str) -> Path:
+    """Where the samples of one shard that the filter has left out are named."""
+    return out / FILTERED_FOLDER / f"{Path(name).stem}.jsonl"
+
+
+def read_lines(path: Path) -> list[dict[str, str]]:
     """Read the lines of a quarantine file; none if it does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _commit_quarantine(out: Path, task: ShardTask, faults: list[tuple[Record, SampleError]]) -> None:
-    path = quarantine_path(out, task)
-    if not faults:
+def count_reasons(lines: Iterable[Mapping[str, str]]) -> Counter[str]:
+    """Count lines by their reason."""
+    return Counter(line["reason"] for line in lines)
+
+
+def _commit_lines(path: Path, lines: Sequence[Mapping[str, str]]) -> None:
+    if not lines:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(exist_ok=True)
-    lines = [{"key": fault.key, "reason": fault.reason, "detail": fault.detail, "source": record.where} for record, fault in faults]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    commit_bytes(path, text.encode("ascii"))
+    commit_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode("ascii"))
 
 
 def _add(stream: TarStream, sample: CleanSample) -> IndexEntry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -158,9 +157,8 @@ def _byte_level_bpe(texts: Sequence[str], config: TokenizerConfig) -> Tokenizer:
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:
     """Write transformers' files; the mark that the caller commits after them says that they are complete."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    (folder / _TRAINED_NAME).unlink(missing_ok=True)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **_ROLES}
     commit_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode("utf-8"))
     for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", _ROLES)):

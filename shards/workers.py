@@ -6,6 +6,7 @@ that thread sees the end of the stream and ends the process. A shard that was be
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -13,26 +14,26 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from shards.config import WriteConfig
 from shards.errors import MmscaleError, ShardError
-from shards.plan import ShardTask, hold_folder
+from shards.plan import ShardTask
 from shards.shard_writer import ShardResult, ShardWriter
 
 
 def run_tasks(
-    config: WriteConfig, tasks: Sequence[ShardTask], processes: int, report: Callable[[int], None]
+    config: WriteConfig, tasks: Iterator[ShardTask], processes: int, report: Callable[[int], None]
 ) -> Generator[ShardResult, None, None]:
     """Write shards with so many processes; 1 works in this one.
 
     Args:
         config: of all of them.
-        tasks: the shards to write.
-        processes: how many.
+        tasks: the shards to write; each is asked for when a process is free to write it.
+        processes: how many; not more than there are tasks.
         report: called with numbers of samples done.
 
     Yields:
@@ -42,16 +43,18 @@ def run_tasks(
         ShardError: a shard cannot be written, or a worker has died.
         SourceError: the source cannot be read any more.
     """
-    count = min(processes, len(tasks))
-    if count <= 1:
+    if processes <= 1:
         writer = ShardWriter(config)
         for task in tasks:
             yield writer.write(task, report)
         return
     workers: list[_Worker] = []
     try:
-        workers += [_Worker(config) for _ in range(count)]
-        yield from _share(workers, list(reversed(tasks)), report)
+        first = list(itertools.islice(tasks, processes))
+        workers += [_Worker(config) for _ in first]
+        for worker, task in zip(workers, first, strict=True):  # a task is larger than a pipe's buffer: giving waits for the worker's start
+            worker.give(task)
+        yield from _share(workers, tasks, report)
     finally:
         for worker in workers:
             worker.stop()
@@ -94,12 +97,9 @@ class _Worker:
         self._process.wait()
 
 
-def _share(workers: list[_Worker], waiting: list[ShardTask], report: Callable[[int], None]) -> Iterator[ShardResult]:
-    """Hand out the tasks (from the end of the list) as workers become free."""
-    busy: dict[Connection[Any, Any], _Worker] = {}
-    for worker in workers:
-        worker.give(waiting.pop())
-        busy[worker.connection] = worker
+def _share(workers: list[_Worker], waiting: Iterator[ShardTask], report: Callable[[int], None]) -> Iterator[ShardResult]:
+    """Hand out the tasks as workers become free."""
+    busy: dict[Connection[Any, Any], _Worker] = {worker.connection: worker for worker in workers}
     while busy:
         for connection in wait(list(busy)):
             worker = busy[connection]  # type: ignore[index]
@@ -110,10 +110,11 @@ def _share(workers: list[_Worker], waiting: list[ShardTask], report: Callable[[i
             if isinstance(message, MmscaleError):
                 raise message
             yield message
-            if waiting:
-                worker.give(waiting.pop())
-            else:
+            following = next(waiting, None)
+            if following is None:
                 del busy[worker.connection]
+            else:
+                worker.give(following)
 
 
 def _receive(worker: _Worker) -> Any:
@@ -133,7 +134,6 @@ def _work(descriptor: int) -> None:
     """The whole life of a worker process."""
     connection: Connection[Any, Any] = Connection(descriptor)
     config: WriteConfig = connection.recv()
-    held = hold_folder(Path(config.out))
     tasks: queue.SimpleQueue[ShardTask] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, tasks), daemon=True).start()
     try:
@@ -144,8 +144,6 @@ def _work(descriptor: int) -> None:
         connection.send(e)
     except OSError:  # the parent is gone
         os._exit(1)
-    finally:
-        os.close(held)
 
 
 def _listen(connection: Connection[Any, Any], tasks: queue.SimpleQueue[ShardTask]) -> None:

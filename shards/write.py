@@ -1,59 +1,73 @@
 """From raw pairs to a data set of shards: list, plan, write, and sum up. Repeating an interrupted command goes on where it was.
 
 Every file is committed by a rename; a shard counts once its sidecar is there. So a kill at any moment costs the shards that were
-being written and nothing else, and the bytes are those of an uninterrupted run.
+being written and nothing else, and the bytes are those of an uninterrupted run. Commands on any number of hosts may write into one
+folder at the same time: each takes the shards of its part that nobody has claimed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.commit import commit_bytes
+from shards.claim import Claims
+from shards.commit import remove_leftovers
 from shards.config import QuarantineConfig, WriteConfig
-from shards.errors import BudgetError
-from shards.index import build_manifest
-from shards.plan import Plan, ShardTask, enter_plan, make_plan, sole_writer
-from shards.progress import Progress
-from shards.shard_writer import QUARANTINE_FOLDER, ShardResult, finished_shard, quarantine_path
+from shards.errors import BudgetError, ShardError
+from shards.finish import FILTERED_NAME, QUARANTINE_NAME, clean_up, finish, finished_manifest, missing_shards, reasons_in
+from shards.manifest import Manifest
+from shards.part import Part, choose_part
+from shards.plan import Plan, enter_plan, make_plan
+from shards.shard_writer import FILTERED_FOLDER, QUARANTINE_FOLDER, ShardResult
 from shards.sources import make_source
-from shards.vocabulary import TOKENIZER_FOLDER, write_tokenizer
-from shards.workers import run_tasks
+from shards.vocabulary import TOKENIZER_FOLDER
+from shards.write_part import POLL_S, write_part
 
-QUARANTINE_NAME = "quarantine.jsonl"
+FINISH = "finish"
+"""The claim on summing up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriteSummary:
-    """What a data set consists of, whichever command wrote which part of it."""
+    """What a data set consists of, whichever command wrote which part of it; of a part, while others are missing."""
 
     written: int
     """Samples in the shards."""
     quarantined: Counter[str]
     """Refused samples by reason."""
+    filtered: Counter[str] = field(default_factory=Counter)
+    """Samples that the filter has left out, by reason."""
     shards: int
     out: Path
     seconds: float
     """Wall-clock time of this command."""
-    digest: str
-    """The data set's version: the digest of its manifest."""
+    digest: str | None
+    """The data set's version: the digest of its manifest; None while shards are missing."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, if one was asked for."""
+    part: Part
+    """What this command was to write."""
+    missing: int = 0
+    """Shards of other parts that are not there yet."""
 
     def __str__(self) -> str:
         """One line for people."""
         refused = f"{self.quarantined.total()} quarantined ({_reasons(self.quarantined)})" if self.quarantined else "none quarantined"
+        if self.filtered:
+            refused += f", {self.filtered.total()} filtered ({_reasons(self.filtered)})"
+        if self.digest is None:
+            place = f"{self.missing} shards of other parts are still missing in {str(self.out)!r}"
+            return f"part {self.part}: {self.written} samples in {self.shards} shards, {refused}; {place}; {self.seconds:.1f} s"
         place = f"{str(self.out)!r}, version {self.digest[:12]}"
         return f"{self.written} samples in {self.shards} shards, {refused}; {place}, {self.seconds:.1f} s"
 
 
 def write_shards(config: WriteConfig, *, progress: bool = True) -> WriteSummary:
-    """Write a data set of shards, or finish one that an interrupted command has begun.
+    """Write a data set of shards or one part of it, or finish what an interrupted command has begun.
 
     Args:
         config: what to write, from where and where to.
@@ -68,55 +82,70 @@ def write_shards(config: WriteConfig, *, progress: bool = True) -> WriteSummary:
     started = time.monotonic()
     config.check()
     out = Path(config.out)
+    part = choose_part(config.part, os.environ)
     plan = make_plan(config, make_source(config).records())
-    with sole_writer(out):
+    try:
         enter_plan(out, plan)
-        _remove_leftovers(out)
-        results = _write_missing(config, plan, shown=progress)
-        commit_bytes(out / QUARANTINE_NAME, _all_quarantined(out, plan.tasks))
-        manifest = build_manifest(out)
-        tokenizer = write_tokenizer(out, manifest, config.tokenizer)
-    quarantined: Counter[str] = Counter()
-    for result in results:
-        quarantined.update(result.quarantined)
-    summary = WriteSummary(
-        written=manifest.rows,
-        quarantined=quarantined,
-        shards=len(manifest.shards),
-        out=out,
-        seconds=time.monotonic() - started,
-        digest=manifest.digest,
-        tokenizer=tokenizer,
-    )
+        for folder in (out, out / QUARANTINE_FOLDER, out / FILTERED_FOLDER, out / TOKENIZER_FOLDER):
+            remove_leftovers(folder)
+        with Claims(out) as claims:
+            results = write_part(config, plan, part, claims, shown=progress)
+            missing = missing_shards(out, plan)
+            manifest = None if missing else _finish(config, plan, claims)
+        if manifest is not None:
+            clean_up(out)
+    except OSError as e:
+        raise ShardError(
+            f"Writing in {str(out)!r} failed: {e.strerror or e}. Mend that and repeat the command; finished shards are kept."
+        ) from e
+    seconds = time.monotonic() - started
+    if manifest is None:
+        return _summary_of_part(out, part, results, missing, seconds)
+    summary = _summary_of_whole(config, part, manifest, seconds)
     _check_budget(summary, plan, config.quarantine)
     return summary
 
 
-def _write_missing(config: WriteConfig, plan: Plan, *, shown: bool) -> list[ShardResult]:
-    """Write the shards that are not there yet; returns the results of all."""
-    found = {task.name: finished_shard(Path(config.out), task) for task in plan.tasks}
-    results = [result for result in found.values() if result is not None]
-    missing = [task for task in plan.tasks if found[task.name] is None]
-    done = plan.records - sum(len(task.records) for task in missing)
-    with Progress(plan.records, done, shown=shown) as bar:
-        if results:
-            bar.say(f"{len(results)} of {len(plan.tasks)} shards are there already")
-        with closing(run_tasks(config, missing, config.process_count(), bar.advance)) as finished:
-            results.extend(finished)
-    return results
+def _finish(config: WriteConfig, plan: Plan, claims: Claims) -> Manifest:
+    """Sum up, unless another command is at it: then wait for it, and do it after all if it dies."""
+    out = Path(config.out)
+    waited = False
+    while not claims.take(FINISH):
+        waited = True
+        time.sleep(POLL_S)
+    manifest = finished_manifest(out, plan) if waited else None
+    manifest = manifest or finish(out, plan, config)
+    claims.release(FINISH)
+    return manifest
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Delete the temporary files of a writer that was killed."""
-    for folder in (out, out / QUARANTINE_FOLDER, out / TOKENIZER_FOLDER):
-        for leftover in folder.glob(".*.tmp"):
-            if leftover.is_file():
-                leftover.unlink()
+def _summary_of_part(out: Path, part: Part, results: list[ShardResult], missing: int, seconds: float) -> WriteSummary:
+    return WriteSummary(
+        written=sum(result.rows for result in results),
+        quarantined=sum((Counter(result.quarantined) for result in results), Counter[str]()),
+        filtered=sum((Counter(result.filtered) for result in results), Counter[str]()),
+        shards=len(results),
+        out=out,
+        seconds=seconds,
+        digest=None,
+        part=part,
+        missing=missing,
+    )
 
 
-def _all_quarantined(out: Path, tasks: Sequence[ShardTask]) -> bytes:
-    paths = [quarantine_path(out, task) for task in tasks]
-    return b"".join(path.read_bytes() for path in paths if path.exists())
+def _summary_of_whole(config: WriteConfig, part: Part, manifest: Manifest, seconds: float) -> WriteSummary:
+    out = Path(config.out)
+    return WriteSummary(
+        written=manifest.rows,
+        quarantined=reasons_in(out / QUARANTINE_NAME),
+        filtered=reasons_in(out / FILTERED_NAME),
+        shards=len(manifest.shards),
+        out=out,
+        seconds=seconds,
+        digest=manifest.digest,
+        tokenizer=out / TOKENIZER_FOLDER if config.tokenizer.kind != "none" else None,
+        part=part,
+    )
 
 
 def _check_budget(summary: WriteSummary, plan: Plan, budget: QuarantineConfig) -> None:

@@ -57,11 +57,19 @@ class RawSample:
     """Further parts by extension, which go into the shard as they are."""
 
 
+class LazyRecords(Sequence[Record]):
+    """Records that are made when they are asked for, as a hundred million of them do not fit into memory."""
+
+    def digest(self) -> str:
+        """Digest of what is listed, without making the records."""
+        raise NotImplementedError
+
+
 class Source(Protocol):
     """A kind of raw data."""
 
-    def records(self) -> list[Record]:
-        """List every sample in an order that depends on the data alone.
+    def records(self) -> Sequence[Record]:
+        """List every sample in an order that depends on the data alone; see LazyRecords for more than fit into memory.
 
         Raises:
             SourceError: the source cannot be listed at all.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards.config import WriteConfig
 from shards.errors import ConfigError, SampleError, SourceError
+from shards.sources.parquet import ParquetRows, opened
 from shards.sources.paths import expand
 from shards.sources.record import RawSample, Record, read_file, refuse_shared_keys, safe_key
 from shards.sources.rows import read_rows
@@ -33,16 +33,28 @@ class TableSource:
                 raise SourceError(f"{str(file)!r} is not a table that can be read. Give a file that ends in {', '.join(EXTENSIONS)}.")
         self._open: tuple[tuple[int, int], pa.Table] | None = None
 
-    def records(self) -> list[Record]:
-        """List the rows of every file in order."""
-        listed: list[Record] = []
-        for number, file in enumerate(self._files):
-            listed += self._parquet_records(number, file) if file.suffix.lower() == ".parquet" else self._text_records(file)
+    def records(self) -> Sequence[Record]:
+        """List the rows of every file in order; those of parquet are looked up when they are needed."""
+        parquet = [file for file in self._files if file.suffix.lower() == ".parquet"]
+        if parquet and len(parquet) < len(self._files):
+            raise SourceError(f"`path` {self._config.path!r} names parquet and text tables together. Give one kind at a time.")
+        if parquet:
+            return self._parquet_rows()
+        listed = [record for file in self._files for record in self._text_records(file)]
         if not listed:
             raise SourceError(f"The table {self._config.path!r} has no rows. Give another `path`.")
         if self._columns.key is not None:
             return refuse_shared_keys(listed)
         return _number_repeated_keys(listed)
+
+    def _parquet_rows(self) -> ParquetRows:
+        for file in self._files:
+            with opened(file) as parquet:
+                self._check_columns(file, parquet.schema_arrow.names)
+        rows = ParquetRows(self._files, key=self._columns.key, image=self._columns.image)
+        if not rows:
+            raise SourceError(f"The table {self._config.path!r} has no rows. Give another `path`.")
+        return rows
 
     def load(self, record: Record) -> RawSample:
         """Turn one row into a raw sample, its image read."""
@@ -64,20 +76,6 @@ class TableSource:
         if named:
             self._check_columns(file, list(named))
 
-    def _parquet_records(self, file_number: int, file: Path) -> Iterator[Record]:
-        with _opened(file) as parquet:
-            schema = parquet.schema_arrow
-            self._check_columns(file, schema.names)
-            wanted = [name for name in (self._columns.key, self._path_column(schema)) if name is not None]
-            number = 0
-            for group in range(parquet.metadata.num_row_groups):
-                rows = parquet.metadata.row_group(group).num_rows
-                size = parquet.metadata.row_group(group).total_byte_size
-                named = parquet.read_row_group(group, columns=wanted).to_pylist() if wanted else [{}] * rows
-                for row, cells in enumerate(named):
-                    yield self._record(file, number, f"{file.name}:{number}", cells, (file_number, group, row, rows, size, cells))
-                    number += 1
-
     def _record(self, file: Path, number: int, where: str, cells: Mapping[str, Any], locator: Any) -> Record:
         if self._columns.key is not None:
             value = cells.get(self._columns.key)
@@ -88,17 +86,6 @@ class TableSource:
         name = str(Path(path).with_suffix("")).lstrip("/") if path and Path(path).name else f"{file.stem}-{number:09d}"
         return Record(safe_key(name), where, locator)
 
-    def _path_column(self, schema: pa.Schema) -> str | None:
-        """The column whose image paths name the samples: not one of image bytes, which are read only when they are written."""
-        column = self._columns.image
-        if column is None:
-            return None
-        kind = schema.field(column).type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return column
-        is_named = pa.types.is_struct(kind) and any(kind.field(i).name == "path" for i in range(kind.num_fields))
-        return f"{column}.path" if is_named else None
-
     def _cells(self, record: Record) -> Mapping[str, Any]:
         if not isinstance(record.locator[1], int):
             cells: Mapping[str, Any] = record.locator[1]
@@ -106,7 +93,7 @@ class TableSource:
         file_number, group, row = record.locator[:3]
         if self._open is None or self._open[0] != (file_number, group):
             self._open = None  # two row groups need not be in memory at once
-            with _opened(self._files[file_number]) as parquet:
+            with opened(self._files[file_number]) as parquet:
                 self._open = (file_number, group), parquet.read_row_group(group)
         cells = self._open[1].slice(row, 1).to_pylist()[0]
         return cells
@@ -182,10 +169,3 @@ def _number_repeated_keys(records: list[Record]) -> list[Record]:
             taken.add(key)
         numbered.append(replace(record, key=key))
     return numbered
-
-
-def _opened(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as e:
-        raise SourceError(f"The table {str(file)!r} cannot be read as parquet: {e}. Write it again.") from e

@@ -17,7 +17,7 @@ from shards.errors import ConfigError, ShardError
 from shards.index import shard_info
 from shards.manifest import ORIGIN_NAME, Manifest, ShardInfo
 from shards.mask import Mask
-from shards.plan import sole_writer
+from shards.versions.sole import sole_writer
 from shards.vocabulary import TOKENIZER_FOLDER
 
 

@@ -37,7 +37,7 @@ def write(*words: str) -> WriteSummary:
 
 def digests(folder: Path) -> dict[str, str]:
     """Every file but hidden ones, by its path inside the folder."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -211,7 +211,7 @@ def test_finished_work_is_not_done_again(tmp_path: Path) -> None:
     summary = write(*words)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*")}
     (tmp_path / "out" / "shard-000002.index.arrow").unlink()
-    (tmp_path / "out" / ".shard-000001.tar.tmp").write_bytes(b"left by a killed writer")
+    (tmp_path / "out" / ".shard-000001.tar.elsewhere_1-7-00000000.tmp").write_bytes(b"left by a killed writer")
     again = write(*words)
     assert (again.written, again.digest) == (summary.written, summary.digest)
     changed = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
@@ -234,7 +234,7 @@ def test_an_out_folder_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"is not empty and was not begun by `mmscale shards write`: it holds 'letters.txt'"):
         write("source=glyphs", "glyphs.limit=3", f"out={tmp_path}")
-    with pytest.raises(ConfigError, match="cannot be written to: File exists"):
+    with pytest.raises(ConfigError, match="cannot be made: File exists"):
         write("source=glyphs", "glyphs.limit=3", f"out={tmp_path / 'letters.txt'}")
     with pytest.raises(SourceError, match="There is no folder at"):
         write("source=folder", f"path={tmp_path / 'none'}", f"out={tmp_path / 'out'}")

@@ -14,8 +14,9 @@ import pytest
 
 from shards import configfile
 from shards.config import WriteConfig
-from shards.errors import ConfigError, ShardError
-from shards.plan import sole_writer
+from shards.errors import ShardError
+from shards.plan import enter_plan, make_plan
+from shards.sources import make_source
 from shards.write import write_shards
 
 WORDS = ["source=glyphs", "glyphs.every=30", "rows_per_shard=70", "processes=2", "tokenizer.kind=wordpiece", "tokenizer.vocab_size=400"]
@@ -117,13 +118,9 @@ def test_a_dead_worker_is_named(tmp_path: Path) -> None:
 
 def test_an_error_of_a_worker_keeps_its_kind(tmp_path: Path) -> None:
     config = configfile.load(WriteConfig, None, [*WORDS, f"out={tmp_path / 'out'}", "tokenizer.kind=none"])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".shard-000001.tar.tmp").mkdir()
+    enter_plan(tmp_path / "plan", make_plan(config, make_source(config).records()))
+    plan = (tmp_path / "plan" / "plan.json").read_bytes()
+    (tmp_path / "out" / "shard-000001.tar").mkdir(parents=True)
+    (tmp_path / "out" / "plan.json").write_bytes(plan)
     with pytest.raises(ShardError, match=r"Writing the shard 'shard-000001.tar' in .* failed: Is a directory. Mend that and repeat"):
-        write_shards(config, progress=False)
-
-
-def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    config = configfile.load(WriteConfig, None, [*WORDS, f"out={tmp_path}"])
-    with sole_writer(tmp_path), pytest.raises(ConfigError, match="another writer is at work in"):
         write_shards(config, progress=False)
