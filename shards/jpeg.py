@@ -74,7 +74,8 @@ def encode_resized(pixels: Pixels, width: int, height: int, *, quality: int, sub
     """
     luma, blue, red = _resized_planes(pixels, width, height)
     if subsampling == "420":
-        blue, red = _halved(blue), _halved(red)
+        # The encoder reads whole pairs of pixels: of an odd size it would read past the end, where anything may lie.
+        luma, blue, red = _even(luma)[:height, :width], _halved(blue), _halved(red)
     data: bytes = simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality)
     return data
 
@@ -102,11 +103,15 @@ def _plane(plane: Any, width: int, height: int) -> Pixels:
     return np.ascontiguousarray(np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, :width])
 
 
+def _even(plane: Pixels) -> Pixels:
+    """Repeat the last column and row of an odd size."""
+    height, width = plane.shape
+    return np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge") if height % 2 or width % 2 else plane
+
+
 def _halved(plane: Pixels) -> Pixels:
     """Average two by two, as JPEG places chroma: swscale's own halving is a quarter of a pixel to the left, as in MPEG-2."""
-    height, width = plane.shape
-    if height % 2 or width % 2:
-        plane = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
+    plane = _even(plane)
     rows = plane[0::2].astype(np.uint16) + plane[1::2]
     averages: Pixels = ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
     return averages
