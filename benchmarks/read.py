@@ -1,215 +1,192 @@
-"""Samples a second of our step loader against webdataset's, with the same decoder, batch and number of workers.
+"""Ours against webdataset, megatron-energon, mosaicml-streaming and litdata over the same samples, and against the limit of decoding.
 
-    python benchmarks/read.py [--out benchmarks/results/read.json] [--workers 0 2] [--pairs 5]
+    python benchmarks/read.py --venvs DIR [--rounds 5] [--readers NAME ...] [--out benchmarks/results/read.json]
 
-Both deliver uint8 batches of decoded 256 x 256 JPEGs with their keys, shuffled: ours by the exact global order, webdataset's by its
-shards and a buffer. Runs alternate A B A B, so that a change of the machine's load hits both; medians and the median of the pairs'
-ratios are kept. CPU time is that of the process and of all it started.
+12 x 1,000 JPEGs of 256 x 256, and as many of 640 x 480; one decoder for all (`readers/picture.py`), batches of 64, uint8, shuffled. Each
+reader runs in a process of its own, in a virtual environment of its own that is made where DIR lacks it; rounds alternate the readers, so
+that a change of the machine's load hits all, and medians are kept. Each epoch is one process. CPU time is that of the process and of all
+it started, between a tenth and nine tenths of the epoch; `cpu_ms_with_start` is all of it, the interpreter's start and imports included.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import io
 import json
-import os
-import platform
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
-import simplejpeg
-import torch
-import webdataset
-from PIL import Image
+REPO = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPO))
 
-from mmscale.config import DataConfig, ModelConfig, ObjectiveConfig, ObjectivesConfig, RunConfig
-from mmscale.data.collate import Collator
-from mmscale.data.dataset import ShardDataset
-from mmscale.data.loader import StepLoader
-from mmscale.data.tokenize import TextTokenizer
-from shards.index import adopt
+from benchmarks.readers import report  # noqa: E402
+from benchmarks.readers.images import write_images  # noqa: E402
 
-SIDE = 256
-BATCH = 64
-SHUFFLE_BUFFER = 1000
-
-
-def write_images(folder: Path, shards: int, rows: int) -> None:
-    """Write shards of JPEGs of about 30 KB: smooth colour and noise."""
-    generator = np.random.default_rng(0)
-    for shard in range(shards):
-        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar"), mtime=0) as tar:
-            for row in range(rows):
-                smooth = Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize(
-                    (SIDE, SIDE), Image.Resampling.BICUBIC
-                )
-                noisy = np.asarray(smooth) + generator.normal(0, 12, (SIDE, SIDE, 3))
-                stream = io.BytesIO()
-                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-                tar.write({"__key__": f"{shard:05d}-{row:05d}", "jpg": stream.getvalue(), "txt": "a picture"})
-    adopt(folder)
+PEERS = {
+    "webdataset": "webdataset==1.0.2",
+    "energon": "megatron-energon==7.4.1",
+    "streaming": "mosaicml-streaming==0.13.0",
+    "litdata": "litdata==0.2.76",
+}
+OURS = ("mmscale_threads", "mmscale_steps", "mmscale_dataset")
+TORCH = "torch==2.13.0"
+SETS = {"256x256": (256, 256), "640x480": (640, 480)}
+WORKERS = (0, 2)
+RESUME_AT = 0.9
+OTHER = (2, 1)
+"""Ranks and workers of the resume on another topology; it is saved on 1 rank with 2 workers."""
 
 
-def write_tokenizer(folder: Path) -> TextTokenizer:
-    """Write the smallest tokenizer there is; no text is read here."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1}, unk_token="[SEP]"))
-    PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]").save_pretrained(str(folder))
-    return TextTokenizer(folder)
-
-
-def open_ours(folder: Path, tokenizer: TextTokenizer, samples: int, workers: int) -> StepLoader:
-    """Build our loader: images only."""
-    config = RunConfig(
-        run="",
-        data=DataConfig(shards=str(folder), caption=None, text=None),
-        model=ModelConfig(image_size=SIDE, patch_size=16),
-        objectives=ObjectivesConfig(contrastive=ObjectiveConfig(weight=1.0)),
-    )
-    return StepLoader(
-        ShardDataset(folder, image_size=SIDE),
-        Collator.from_config(config, tokenizer),
-        global_batch=BATCH,
-        micro_batch=BATCH,
-        rank=0,
-        size=1,
-        steps=samples // BATCH,
-        workers=workers,
-        threads=1,
-    )
+def python_of(reader: str, venvs: Path) -> str:
+    """Return the interpreter of a reader, its environment made where there is none."""
+    if reader not in PEERS:
+        return sys.executable
+    folder = venvs / PEERS[reader].partition("==")[0]
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print(f"making {folder}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, TORCH], check=True)  # first, or a peer would pull another
+        subprocess.run([*install, TORCH, PEERS[reader], "simplejpeg", "pillow", "psutil"], check=True)
+    return str(python)
 
 
-def decode_sample(sample: dict[str, Any]) -> tuple[str, np.ndarray]:
-    """Decode one sample of webdataset, by the decoder that ours uses."""
-    return sample["__key__"], simplejpeg.decode_jpeg(sample["jpg"], "RGB")
+class Bench:
+    """Starts readers as processes.
 
+    Args:
+        place: folder of the data sets.
+        venvs: folder of the environments.
+        rows: samples of a data set.
+    """
 
-def stack(samples: list[tuple[str, np.ndarray]]) -> tuple[list[str], torch.Tensor]:
-    """Stack decoded samples."""
-    return [key for key, _ in samples], torch.from_numpy(np.stack([image for _, image in samples]))
+    def __init__(self, place: Path, venvs: Path, rows: int) -> None:
+        self.place, self.venvs, self.rows = place, venvs, rows
 
+    def folder(self, reader: str, kind: str) -> Path:
+        """Return the folder that a reader reads, made from the tars where there is none."""
+        folder = self.place / kind / reader
+        if not folder.exists():
+            done = self.finish(self.start(reader, kind, "prepare", folder, tars=self.place / kind / "tars"))
+            if "error" in done:
+                shutil.rmtree(folder, ignore_errors=True)
+                sys.exit(f"{reader} cannot prepare its data: {done['error']}")
+        return folder
 
-def open_webdataset(folder: Path, workers: int) -> Any:
-    """Build webdataset's pipeline as its manual has it: batches made in the workers."""
-    urls = sorted(str(p) for p in folder.glob("*.tar"))
-    dataset = (
-        webdataset.WebDataset(urls, shardshuffle=len(urls), seed=0)
-        .shuffle(SHUFFLE_BUFFER)
-        .map(decode_sample)
-        .batched(BATCH, partial=False, collation_fn=stack)
-    )
-    return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers)
+    def start(self, reader: str, kind: str, mode: str, folder: Path | None = None, *, rank: int = 0, size: int = 1, **words: Any) -> Any:
+        """Start one process."""
+        arguments = {"reader": reader, "folder": folder or self.folder(reader, kind), "mode": mode, "rank": rank, "size": size, **words}
+        command = [python_of(reader, self.venvs), "-m", "benchmarks.readers.measure"]
+        command += [word for name, value in arguments.items() if value is not None for word in (f"--{name}", str(value))]
+        environment = report.environment(rank, size)
+        return subprocess.Popen(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-
-def read_ours(folder: Path, tokenizer: TextTokenizer, samples: int, workers: int) -> Iterator[int]:
-    """Yield the size of each batch."""
-    with open_ours(folder, tokenizer, samples, workers) as loader:
-        for step in loader:
-            yield len(step.micro[0].pixels_NCHW)
-
-
-def read_webdataset(folder: Path, workers: int) -> Iterator[int]:
-    """Yield the size of each batch."""
-    for _, pixels in open_webdataset(folder, workers):
-        yield len(pixels)
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process, of its ended children and of all its living descendants."""
-    total = sum(os.times()[:4])
-    for child in psutil.Process().children(recursive=True):
+    def finish(self, process: Any, timeout_s: float = 900) -> dict[str, Any]:
+        """Wait for a process and return what it printed."""
         try:
-            times = child.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return {"error": f"no end within {timeout_s:.0f} s"}
+        if process.returncode:
+            return {"error": (err.strip().splitlines() or ["?"])[-1][:300]}
+        lines = [line for line in out.splitlines() if line.startswith("{")]
+        return json.loads(lines[-1]) if lines else {}
+
+    def epoch(self, reader: str, kind: str, workers: int) -> dict[str, Any]:
+        """Read one epoch; the limit with workers is that of as many processes at once."""
+        if reader == "limit" and workers:
+            running = [self.start(reader, kind, "epoch", rank=r, size=workers, rows=self.rows // workers) for r in range(workers)]
+            runs = [self.finish(process) for process in running]
+            return runs[0] | {"samples_per_s": sum(r["samples_per_s"] for r in runs), "cpu_ms": statistics.mean(r["cpu_ms"] for r in runs)}
+        return self.finish(self.start(reader, kind, "epoch", workers=workers, rows=self.rows))
+
+    def resume(self, reader: str, kind: str, workers: int, size: int, workers_after: int) -> dict[str, Any]:
+        """Stop at nine tenths of an epoch and go on in other processes; count what came twice and what never came."""
+        stop = round(RESUME_AT * self.rows)
+        with tempfile.TemporaryDirectory() as place:
+            saved = Path(place) / "state"
+            before = self.finish(self.start(reader, kind, "part", workers=workers, stop=stop, save=saved))
+            if "error" in before:
+                return before
+            share = -(-(self.rows - len(before["keys"])) // size)  # some readers run on into the next epoch by themselves
+            options = {"size": size, "workers": workers_after, "load": saved, "stop": share}
+            ranks = [self.start(reader, kind, "part", rank=r, **options) for r in range(size)]
+            after = [self.finish(process) for process in ranks]
+        errors = [run["error"] for run in after if "error" in run]
+        if errors:
+            return {"refused": errors[0]}
+        seen = Counter(before["keys"]) + Counter(key for run in after for key in run["keys"])
+        times = [run["first_batch_s"] for run in after if run["first_batch_s"] is not None]
+        return {
+            "first_batch_s": max(times, default=None),
+            "repeated": sum(count - 1 for count in seen.values()),
+            "lost": self.rows - len(seen),
+        }
+
+    def spread(self, reader: str, kind: str) -> dict[str, Any]:
+        """Read an epoch's keys: source shards among the first samples, and a sum of all pixels that every reader must share."""
+        found = self.finish(self.start(reader, kind, "part", workers=2))
+        if "error" in found:
+            return found
+        sources = [key.partition("-")[0] for key in found["keys"]]
+        return {
+            "shards_in_64": len(set(sources[:64])),
+            "shards_in_1000": len(set(sources[:1000])),
+            "samples": len(sources),
+            "pixels": found["pixels"],
+        }
 
 
-def measure(batches: Callable[[], Iterator[int]]) -> dict[str, float]:
-    """Read one epoch. Start-up counts in cpu_ms and first_batch_s; the rate is that after the first batch."""
-    gc.collect()
-    cpu, begin = cpu_seconds(), time.perf_counter()
-    running = batches()
-    first = next(running)
-    started = time.perf_counter()
-    samples, spent = 0, cpu
-    for size in running:
-        samples += size
-        spent = cpu_seconds() if samples % (BATCH * 16) == 0 else spent  # before a worker's last batch: then it may be gone
-    return {
-        "samples_per_s": samples / (time.perf_counter() - started),
-        "cpu_ms_per_sample": 1000 * (max(spent, cpu_seconds()) - cpu) / (samples + first),
-        "first_batch_s": started - begin,
-    }
-
-
-def compare(folder: Path, tokenizer: TextTokenizer, samples: int, workers: int, pairs: int) -> dict[str, Any]:
-    """Measure both in turn, after a warm-up of each."""
-    ours = lambda: read_ours(folder, tokenizer, samples, workers)  # noqa: E731
-    theirs = lambda: read_webdataset(folder, workers)  # noqa: E731
-    measure(ours), measure(theirs)
-    runs = [(measure(ours), measure(theirs)) for _ in range(pairs)]
-    names = ("samples_per_s", "cpu_ms_per_sample", "first_batch_s")
-    median = [{n: statistics.median(run[i][n] for run in runs) for n in names} for i in (0, 1)]
-    ratios = [a["samples_per_s"] / b["samples_per_s"] for a, b in runs]
-    cpu_ratios = [b["cpu_ms_per_sample"] / a["cpu_ms_per_sample"] for a, b in runs]
-    return {
-        "workers": workers,
-        "mmscale": median[0],
-        "webdataset": median[1],
-        "ratio": statistics.median(ratios),
-        "ratios": sorted(ratios),
-        "cpu_ratio": statistics.median(cpu_ratios),
-    }
+def compare(bench: Bench, kind: str, readers: list[str], rounds: int) -> list[dict[str, Any]]:
+    """Measure every reader over one data set."""
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {(r, w): [] for r in ["limit", *readers] for w in WORKERS}
+    for name, _ in runs:
+        bench.folder(name, kind)
+    for turn in range(rounds):
+        for (reader, workers), found in runs.items():
+            found.append(bench.epoch(reader, kind, workers))
+            print(f"{kind} round {turn + 1} {reader} {workers}: {found[-1]}", flush=True)
+    rows = [report.medians(reader, workers, found) for (reader, workers), found in runs.items()]
+    for row in rows:
+        if row["reader"] != "limit" and "error" not in row:
+            workers = row["workers"]
+            row["resume"] = bench.resume(row["reader"], kind, workers, 1, workers)
+            if workers:
+                row["spread"] = bench.spread(row["reader"], kind)
+                row["resume_other"] = bench.resume(row["reader"], kind, workers, *OTHER)
+            print(f"{kind} {row}", flush=True)
+    return report.ranked(rows)
 
 
 def main() -> None:
-    """Write shards, compare, write the result."""
+    """Write the images, measure, write JSON, a table and a chart."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "read.json")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--venvs", type=Path, required=True, help="folder of the readers' environments; made where absent")
+    parser.add_argument("--data", type=Path, help="keep the data sets here instead of a temporary folder")
+    parser.add_argument("--readers", nargs="+", default=[*OURS, *PEERS])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=1000)
     words = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "images"
-        folder.mkdir()
-        write_images(folder, words.shards, words.rows)
-        tokenizer = write_tokenizer(Path(place) / "tokenizer")
-        results = [compare(folder, tokenizer, words.shards * words.rows, w, words.pairs) for w in words.workers]
-    report = {
-        "benchmark": "read",
-        "what": f"JPEG {SIDE} x {SIDE}, quality 90, batch {BATCH}, shuffled, 1 decode thread a worker",
-        "ratio": "samples a second of ours over webdataset's, median of the pairs; cpu_ratio: CPU time a sample of webdataset's over ours",
-        "results": results,
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {n: version(n) for n in ("mmscale", "torch", "webdataset", "simplejpeg", "numpy")}
-        | {"python": platform.python_version()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    words.out.parent.mkdir(parents=True, exist_ok=True)
-    words.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
-
-
-def cpu_name() -> str:
-    """Name of the processor, as Linux has it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    with tempfile.TemporaryDirectory() as temporary:
+        place = (words.data or Path(temporary)).resolve()
+        bench = Bench(place, words.venvs.resolve(), words.shards * words.rows)
+        results = {}
+        for kind in words.sets:
+            write_images(place / kind / "tars", words.shards, words.rows, *SETS[kind])
+            results[kind] = compare(bench, kind, words.readers, words.rounds)
+        versions = {reader: PEERS[reader] for reader in words.readers if reader in PEERS}
+        report.write(words.out, results, versions | {"torch": TORCH}, rows=words.shards * words.rows, rounds=words.rounds)
 
 
 if __name__ == "__main__":

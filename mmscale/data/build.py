@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
+from mmscale.data.arena import Bytes
 from mmscale.data.batch import Batch
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.example import Example
+from mmscale.data.statistics import Work
 from shards.errors import ConfigError
 
 Quarantined = tuple[int, str, str]
@@ -25,6 +26,7 @@ class Micro:
 
     batch: Batch
     quarantined: list[Quarantined] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
 
 
 class Builder:
@@ -52,7 +54,7 @@ class Builder:
         """Bytes that a micro-batch takes at most, all tensors together."""
         return self.pixel_bytes(samples) + self.collator.batch_bytes(samples)
 
-    def submit(self, pool: ThreadPoolExecutor, chunks: int, positions: Sequence[int], arena: Tensor) -> Job:
+    def submit(self, pool: ThreadPoolExecutor, chunks: int, positions: Sequence[int], arena: Bytes) -> Job:
         """Start building on the threads of a pool.
 
         Args:
@@ -69,16 +71,17 @@ class Builder:
 class Job:
     """A micro-batch under way."""
 
-    def __init__(self, builder: Builder, positions: Sequence[int], arena: Tensor) -> None:
+    def __init__(self, builder: Builder, positions: Sequence[int], arena: Bytes) -> None:
         side = builder.collator.image_size
         samples = len(positions) if builder.collator.plan.image else 0
         self.builder = builder
         self.positions = positions
-        self.pixels_MHHC = arena[: builder.pixel_bytes(samples)].view(samples, side, side, 3).numpy()
+        self.pixels_MHHC = arena[: builder.pixel_bytes(samples)].reshape(samples, side, side, 3)
         self.draws = builder.collator.augment_draws(positions)
         self.examples: list[Example | None] = [None] * len(positions)
         self.futures: list[Future[Micro | None]] = []
         self.unfinished = 0
+        self.work = Work()
         self.lock = threading.Lock()
 
     def start(self, pool: ThreadPoolExecutor, chunks: int) -> None:
@@ -87,6 +90,10 @@ class Job:
         parts = [range(i, min(i + step, len(self.positions))) for i in range(0, len(self.positions), step)] or [range(0)]
         self.unfinished = len(parts)
         self.futures = [pool.submit(self._run, rows) for rows in parts]
+
+    def done(self) -> bool:
+        """Whether nobody would wait for it."""
+        return all(future.done() for future in self.futures)
 
     def result(self) -> Micro:
         """Wait for the micro-batch.
@@ -102,14 +109,19 @@ class Job:
 
     def _run(self, rows: range) -> Micro | None:
         dataset, collator = self.builder.dataset, self.builder.collator
-        wants_image = collator.plan.image
+        wants_image, work, clock = collator.plan.image, Work(), time.perf_counter
         for row, place in zip(rows, dataset.places(self.positions[rows.start : rows.stop]), strict=True):
             out = self.pixels_MHHC[row] if wants_image else None
-            example = dataset.read(place, out, image=wants_image)
+            begin = clock()
+            sample = dataset.fetch(place)
+            read = clock()
+            example = dataset.decode(place, sample, out, image=wants_image)
             if out is not None and example.image is not None:
                 collator.augment_into(out, self.draws[row])
             self.examples[row] = example
+            work.add(sum(map(len, sample.parts.values())), read - begin, clock() - read)
         with self.lock:
+            self.work += work
             self.unfinished -= 1
             is_last = self.unfinished == 0
         return self._assemble() if is_last else None
@@ -117,4 +129,4 @@ class Job:
     def _assemble(self) -> Micro:
         examples = [e for e in self.examples if e is not None]
         batch = self.builder.collator.assemble(examples, self.pixels_MHHC)
-        return Micro(batch, [(e.position, e.key, e.error) for e in examples if e.error is not None])
+        return Micro(batch, [(e.position, e.key, e.error) for e in examples if e.error is not None], self.work)

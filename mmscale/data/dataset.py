@@ -16,6 +16,7 @@ from shards.joined import JoinedReader
 from shards.mixture import MixedOrder
 from shards.order import GlobalOrder
 from shards.read import ShardReader
+from shards.sample import Sample
 
 Place = tuple[int, int, int]
 """(position, shard, row)."""
@@ -32,6 +33,7 @@ class ShardDataset(Dataset[Example]):
         seed: of the order.
         shuffle: False gives the rows of the manifest in order, for evaluation.
         image_size: side of the decoded images in pixels; None keeps each image's own.
+        short_side: scale images to this short side and take their middle; None squeezes the whole image to the square.
 
     Attributes:
         reader: the samples by (shard, row).
@@ -41,8 +43,11 @@ class ShardDataset(Dataset[Example]):
 
     reader: ShardReader | JoinedReader
     order: GlobalOrder | MixedOrder
+    short_side: int | None
 
-    def __init__(self, path: str | Path, seed: int = 0, shuffle: bool = True, image_size: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, seed: int = 0, shuffle: bool = True, image_size: int | None = None, short_side: int | None = None
+    ) -> None:
         """Open the folder.
 
         Raises:
@@ -50,6 +55,7 @@ class ShardDataset(Dataset[Example]):
         """
         reader = ShardReader(path)
         self._set(reader, GlobalOrder(reader.rows_per_shard, seed, shuffle=shuffle), image_size)
+        self.short_side = short_side
 
     @classmethod
     def over(cls, reader: ShardReader | JoinedReader, order: GlobalOrder | MixedOrder, image_size: int | None = None) -> ShardDataset:
@@ -62,6 +68,7 @@ class ShardDataset(Dataset[Example]):
         self.reader = reader
         self.order = order
         self.image_size = image_size
+        self.short_side = None
         self.digest = reader.digest
 
     def __len__(self) -> int:
@@ -90,24 +97,36 @@ class ShardDataset(Dataset[Example]):
         return list(zip(wanted.tolist(), shards.tolist(), rows.tolist(), strict=True))
 
     def read(self, place: Place, out: NDArray[np.uint8] | None = None, *, image: bool = True) -> Example:
-        """Read and decode one sample. Threads may call this at once.
+        """Read and decode one sample: `fetch`, then `decode`. Threads may call these at once."""
+        return self.decode(place, self.fetch(place), out, image=image)
+
+    def fetch(self, place: Place) -> Sample:
+        """Read one sample.
+
+        Raises:
+            ShardError, IntegrityError: it cannot be read, or not as it was written.
+        """
+        _, shard, row = place
+        return self.reader[shard, row]
+
+    def decode(self, place: Place, sample: Sample, out: NDArray[np.uint8] | None = None, *, image: bool = True) -> Example:
+        """Decode the sample of a place.
 
         Args:
             place: of `places`.
+            sample: what lies there.
             out: (image_size, image_size, 3) uint8 that the image is decoded into.
             image: False leaves the image undecoded and out.
 
         Returns:
             The sample; one that does not decode comes with weight 0 and its error.
-
-        Raises:
-            ShardError, IntegrityError: it cannot be read, or not as it was written.
         """
-        position, shard, row = place
-        sample = self.reader[shard, row]
+        position = place[0]
         try:
             part = sample.image() if image else None
-            pixels = None if part is None else decode_image(*part, self.image_size, key=sample.key, out=out)
+            pixels = None if part is None else decode_image(
+                *part, self.image_size, short_side=self.short_side, key=sample.key, out=out
+            )
             return Example(position, sample.key, 1.0, pixels, sample.captions(), sample.fields())
         except SampleError as e:
             return Example(position, sample.key, weight=0.0, error=f"{e.reason}: {e.detail}")

@@ -35,17 +35,23 @@ _PILLOW_FAULTS = (
 
 
 def decode_image(
-    extension: str, data: bytes, size: int | None = None, *, key: str = "", out: NDArray[np.uint8] | None = None
+    extension: str,
+    data: bytes,
+    size: int | None = None,
+    *,
+    short_side: int | None = None,
+    key: str = "",
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode an image to RGB and squeeze it to a square.
+    """Decode an image to RGB and make a square of it: the whole image squeezed, or its middle.
 
-    EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits. Whoever wants another crop than the
-    squeezed whole writes the shards so.
+    EXIF orientation is applied, transparency is laid over white, 16-bit greys are scaled to 8 bits.
 
     Args:
         extension: of the part, without the leading dot; `000.jpg` counts as `jpg`.
         data: the encoded bytes.
         size: side of the result in pixels; None keeps the image's own height and width.
+        short_side: at least `size`: the result is the middle of the image scaled to this short side. None squeezes the whole image.
         key: the sample's key, for the error.
         out: (size, size, 3) C-contiguous uint8 to write into; None allocates.
 
@@ -56,13 +62,15 @@ def decode_image(
         SampleError: the bytes are no image, or a truncated or huge one.
     """
     if extension.rpartition(".")[2].lower() in _JPEG:
-        pixels = _decode_jpeg(data, size, key, out)
+        pixels = _decode_jpeg(data, size, short_side, key, out)
         if pixels is not None:
             return pixels
-    return _decode_pillow(data, size, key, out)
+    return _decode_pillow(data, size, short_side, key, out)
 
 
-def _decode_jpeg(data: bytes, size: int | None, key: str, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+def _decode_jpeg(
+    data: bytes, size: int | None, short_side: int | None, key: str, out: NDArray[np.uint8] | None
+) -> NDArray[np.uint8] | None:
     """The fast way; None where Pillow must have a look (not a plain JPEG, rotated by EXIF, CMYK, damaged)."""
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
@@ -71,29 +79,51 @@ def _decode_jpeg(data: bytes, size: int | None, key: str, out: NDArray[np.uint8]
             return None
         if size is None:
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
-        if height == width == size:
+        if height == width == size and short_side in (None, size):
             target = np.empty((size, size, 3), np.uint8) if out is None else out
             simplejpeg.decode_jpeg(data, "RGB", buffer=target)
             return target
-        return _squeeze(Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)), size, out)
+        least = short_side or size
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
+        if short_side is not None and min(pixels.shape[:2]) == short_side:
+            return _middle(pixels, size, out)
+        return _resize(Image.fromarray(pixels), size, short_side, out)
     except ValueError:
         return None
 
 
-def _decode_pillow(data: bytes, size: int | None, key: str, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+def _decode_pillow(
+    data: bytes, size: int | None, short_side: int | None, key: str, out: NDArray[np.uint8] | None
+) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image.width, image.height, key)
             if size is not None:
-                image.draft("RGB", (size, size))
+                image.draft("RGB", (short_side or size,) * 2)
             upright = _to_rgb(ImageOps.exif_transpose(image))
-            return np.array(upright) if size is None else _squeeze(upright, size, out)
+            return np.array(upright) if size is None else _resize(upright, size, short_side, out)
     except _PILLOW_FAULTS as e:
         raise SampleError(key, "undecodable", f"the image does not decode ({' '.join(str(e).split())})") from e
 
 
-def _squeeze(image: Image.Image, size: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    resized = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+def _middle(pixels: NDArray[np.uint8], size: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    top, left = ((side - size) // 2 for side in pixels.shape[:2])
+    middle = pixels[top : top + size, left : left + size]
+    if out is None:
+        return np.ascontiguousarray(middle)
+    out[...] = middle
+    return out
+
+
+def _resize(image: Image.Image, size: int, short_side: int | None, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    if short_side is None:
+        resized = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+    elif min(image.size) == short_side:
+        return _middle(np.asarray(image), size, out)
+    else:
+        side = min(image.size) * size / short_side
+        left, top = ((length - side) / 2 for length in image.size)
+        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     if out is None:
         return np.array(resized)
     out[...] = np.asarray(resized)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from mmscale.data.arena import ArenaPool
+from mmscale.data.arena import ArenaPool, page_locked, pageable
 from mmscale.data.build import Builder, Job, Micro
 
 
@@ -22,6 +22,10 @@ class Feed(Protocol):
         """Wait for the micro-batch that was asked for first."""
         ...
 
+    def ready(self) -> int:
+        """Count the micro-batches that can be taken without waiting."""
+        ...
+
     def close(self) -> None:
         """Drop what is under way and leave no thread and no process."""
         ...
@@ -33,14 +37,14 @@ class ThreadFeed:
     Args:
         builder: makes the micro-batches.
         threads: how many decode at a time.
-        pin: copy to page-locked memory, for a CUDA device.
+        pin: decode into page-locked memory, for a CUDA device.
     """
 
     def __init__(self, builder: Builder, *, samples: int, threads: int, pin: bool = False) -> None:
         self._builder = builder
         self._threads = max(1, threads)
         self._pin = pin
-        self._arenas = ArenaPool(builder.pixel_bytes(samples))
+        self._arenas = ArenaPool(builder.pixel_bytes(samples), allocate=page_locked if pin else pageable)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmscale-decode")
         self._jobs: deque[Job] = deque()
 
@@ -52,7 +56,11 @@ class ThreadFeed:
     def take(self) -> Micro:
         """Wait for the micro-batch that was asked for first; what went wrong in a thread is raised here."""
         micro = self._jobs.popleft().result()
-        return Micro(micro.batch.pin_memory(), micro.quarantined) if self._pin else micro
+        return Micro(micro.batch.pin_memory(), micro.quarantined, micro.work) if self._pin else micro
+
+    def ready(self) -> int:
+        """Count the micro-batches that are built."""
+        return sum(job.done() for job in list(self._jobs))
 
     def close(self) -> None:
         """Finish the chunks that run, drop the others, end the threads."""

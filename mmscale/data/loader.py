@@ -15,6 +15,7 @@ from mmscale.data.build import Builder, Micro, Quarantined
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.feed import Feed, ThreadFeed
+from mmscale.data.statistics import LoaderStatistics, Work
 from mmscale.data.workers import WorkerFeed
 from shards.errors import ConfigError
 
@@ -102,6 +103,7 @@ class StepLoader:
         self.order = None if consecutive else dataset.order
         self.device = device or torch.device("cpu")
         self.feed: Feed | None = None
+        self._work, self._wait_s = Work(), 0.0
 
     def positions(self, start: int) -> list[Sequence[int]]:
         """Return this rank's positions of the step whose first position is `start`, M of them a micro-step."""
@@ -120,6 +122,10 @@ class StepLoader:
                 yield self._step(first + i, start, batches)
         finally:
             self.close()
+
+    def statistics(self) -> LoaderStatistics:
+        """Return a snapshot of what was read so far, how long it took, and how many micro-batches lie ready."""
+        return LoaderStatistics.of(self._work, wait_s=self._wait_s, ready=self.feed.ready() if self.feed else 0)
 
     def close(self) -> None:
         """End every thread and process; the batches handed out stay good."""
@@ -141,6 +147,9 @@ class StepLoader:
         host = [m.batch for m in found]
         micro = host if self.device.type == "cpu" else [batch.to(self.device) for batch in host]
         wait_s = time.perf_counter() - begin
+        self._wait_s += wait_s
+        for m in found:
+            self._work += m.work
         return StepBatch(step, start + self.global_batch, micro, host, wait_s, [q for m in found for q in m.quarantined])
 
 

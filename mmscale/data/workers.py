@@ -26,11 +26,11 @@ from multiprocessing.reduction import recv_handle, send_handle
 from multiprocessing.util import Finalize
 
 import torch
-from torch import Tensor
 
-from mmscale.data.arena import ArenaPool, map_shared
+from mmscale.data.arena import ArenaPool, Bytes, map_shared
 from mmscale.data.build import Builder, Micro, Quarantined
 from mmscale.data.packing import Packed, pack, unpack
+from mmscale.data.statistics import Work
 from mmscale.errors import RunError
 
 JOIN_S = 5.0
@@ -47,6 +47,7 @@ class _Task:
 class _Reply:
     packed: Packed
     quarantined: list[Quarantined]
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,11 @@ class WorkerFeed:
         """
         micro = self._workers[self._taken % len(self._workers)].take()
         self._taken += 1
-        return Micro(micro.batch.pin_memory(), micro.quarantined) if self._pin else micro
+        return Micro(micro.batch.pin_memory(), micro.quarantined, micro.work) if self._pin else micro
+
+    def ready(self) -> int:
+        """Count the workers whose next micro-batch is built; a worker's further ones lie behind it unseen."""
+        return sum(bool(worker.tasks) and worker.connection.poll() for worker in self._workers)
 
     def close(self) -> None:
         """Drop what is under way and end the processes."""
@@ -142,7 +147,7 @@ class _Worker:
         if isinstance(reply, _Failure):
             self.arenas.give_back(task.arena)
             raise self._raised(reply)
-        return Micro(unpack(reply.packed, self.arenas.lend(task.arena)), reply.quarantined)
+        return Micro(unpack(reply.packed, torch.from_numpy(self.arenas.lend(task.arena))), reply.quarantined, reply.work)
 
     def end(self) -> None:
         self.process.join(JOIN_S)
@@ -189,7 +194,7 @@ def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: i
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C and a scheduler's warning reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    arenas: list[Tensor] = []
+    arenas: list[Bytes] = []
     with ThreadPoolExecutor(threads) as pool:
         try:
             while True:
@@ -204,13 +209,13 @@ def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: i
             return
 
 
-def _reply(builder: Builder, pool: ThreadPoolExecutor, threads: int, task: _Task, arena: Tensor) -> _Reply | _Failure:
+def _reply(builder: Builder, pool: ThreadPoolExecutor, threads: int, task: _Task, arena: Bytes) -> _Reply | _Failure:
     job = builder.submit(pool, threads, task.positions, arena)
     error = job.error()
     if error is not None:
         return _Failure(error if _survives_pickling(error) else None, "".join(traceback.format_exception(error)))
     micro = job.result()
-    return _Reply(pack(micro.batch, arena, builder.pixel_bytes(len(task.positions))), micro.quarantined)
+    return _Reply(pack(micro.batch, torch.from_numpy(arena), builder.pixel_bytes(len(task.positions))), micro.quarantined, micro.work)
 
 
 def _survives_pickling(error: BaseException) -> bool:

@@ -130,9 +130,19 @@ def test_memory_is_used_again(folder, workers):
 
 def test_an_arena_comes_back_when_its_last_tensor_dies():
     pool = ArenaPool(64)
-    tensor = pool.lend(pool.take())
+    tensor = torch.from_numpy(pool.lend(pool.take()))
     part = tensor[8:16].view(torch.int64)
     del tensor
+    assert pool.take() == 1
+    del part
+    assert pool.take() == 0
+
+
+def test_an_arena_comes_back_when_its_last_array_dies():
+    pool = ArenaPool(64)
+    array = pool.lend(pool.take())
+    part = array.reshape(8, 8)[2:4][:, 1]
+    del array
     assert pool.take() == 1
     del part
     assert pool.take() == 0
@@ -250,7 +260,7 @@ class LocalError(Exception):
 
 
 class Unpicklable(ShardDataset):
-    def read(self, place, out=None, *, image=True):
+    def fetch(self, place):
         raise LocalError("the disk", "is on fire")
 
 

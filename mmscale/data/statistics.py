@@ -1,0 +1,65 @@
+"""What a loader has done, in numbers that tell where its time goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Work:
+    """What threads and workers did for some samples; sums add up."""
+
+    samples: int = 0
+    """Samples read."""
+    bytes: int = 0
+    """Bytes of their parts."""
+    read_s: float = 0.0
+    """Seconds of fetching and comparing with the checksums, over all threads."""
+    decode_s: float = 0.0
+    """Seconds of decoding, cropping and augmenting, over all threads."""
+
+    def add(self, size_bytes: int, read_s: float, decode_s: float) -> None:
+        """Count one sample."""
+        self.samples += 1
+        self.bytes += size_bytes
+        self.read_s += read_s
+        self.decode_s += decode_s
+
+    def __iadd__(self, other: Work) -> Work:
+        """Add other work to this."""
+        self.samples += other.samples
+        self.bytes += other.bytes
+        self.read_s += other.read_s
+        self.decode_s += other.decode_s
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderStatistics:
+    """A snapshot of a loader, counted from its start."""
+
+    samples: int
+    """Samples handed out."""
+    bytes: int
+    """Bytes that were read for them."""
+    read_ms: float
+    """Milliseconds of a thread to fetch one sample and compare it with its checksums, on average."""
+    decode_ms: float
+    """Milliseconds of a thread to decode, crop and augment one sample, on average."""
+    wait_s: float
+    """Seconds that whoever iterates has waited: near zero where the loader keeps up."""
+    ready: int
+    """Batches that lie finished, waiting to be taken: near zero where the loader does not keep up."""
+
+    @classmethod
+    def of(cls, work: Work, *, wait_s: float, ready: int) -> LoaderStatistics:
+        """Summarise work."""
+        count = max(1, work.samples)
+        return cls(
+            samples=work.samples,
+            bytes=work.bytes,
+            read_ms=1000 * work.read_s / count,
+            decode_ms=1000 * work.decode_s / count,
+            wait_s=wait_s,
+            ready=ready,
+        )
