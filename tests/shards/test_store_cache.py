@@ -207,7 +207,7 @@ def test_deleted_files_are_closed_when_the_next_shard_is_opened(tmp_path):
     with RangeServer(folder) as server:
         reader = ShardReader(server.url, store=StoreConfig(cache=str(tmp_path / "cache"), cache_bytes=bound))
         assert everything(reader) == [pair(n) for n in range(60)]
-        held = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
         ours = [path for path in held if str(tmp_path / "cache/objects") in path]
         assert 1 <= len(ours) < 6
         assert not any(path.endswith("(deleted)") for path in ours)
