@@ -31,6 +31,8 @@ from mmscale.run_folder import RunFolder
 from mmscale.tasks import head_sizes, label_vocabulary
 from mmscale.world import World, resolve_precision
 from shards import configfile
+from shards.errors import ConfigError
+from shards.store.place import is_url
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,13 +114,20 @@ def checkpoint_config(folder: Path) -> RunConfig:
 
 
 def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
-    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the (first) shards."""
+    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the (first) shards.
+
+    Raises:
+        ConfigError: only the shards could have one, and they lie behind a URL.
+    """
     if config.data.tokenizer is not None:
         return Path(config.data.tokenizer)
     if origin is not None and (model_folder(origin) / "tokenizer").is_dir():
         return model_folder(origin) / "tokenizer"
     sources = mixture_sources(config.data)
-    return Path(sources[0].path if sources else config.data.shards) / "tokenizer"
+    place = sources[0].path if sources else config.data.shards
+    if is_url(place):
+        raise ConfigError("`data.tokenizer` must name a local folder when `data.shards` is a URL. Copy the data set's tokenizer/ once.")
+    return Path(place) / "tokenizer"
 
 
 def build_model(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmscale.data_config import DataConfig, mixture_sources
 from shards import configfile
 from shards.errors import ConfigError
+from shards.store.config import StoreConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -223,6 +224,7 @@ class RunConfig:
     run: str = "???"
     """The run folder. Running again with the same folder goes on from its newest checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: str | None = None
     """A checkpoint, or a run folder (its newest checkpoint), whose weights start this run."""
@@ -277,6 +279,7 @@ def find_part(kind: str, name: str) -> Path:
 
 def _check(config: RunConfig) -> None:
     model, train, data = config.model, config.train, config.data
+    config.store.check()
     _need(
         model.hidden_size % model.num_heads == 0,
         f"`model.num_heads` must divide model.hidden_size = {model.hidden_size}; got {model.num_heads}.",

@@ -17,7 +17,7 @@ class SourceConfig:
     """One data set of a mixture."""
 
     path: str = "???"
-    """Its folder."""
+    """Its folder or URL."""
     name: str | None = None
     """Goes before its samples' keys, `NAME/KEY`; null takes the last part of the path."""
     weight: float | None = None
@@ -66,7 +66,7 @@ class DataConfig:
     """Which shards, and which of their fields become which input."""
 
     shards: Any = "???"
-    """Folder of a data set written or indexed by `mmscale shards`; or a mixture: a list of `SourceConfig`, such as
+    """Folder or URL of a data set written or indexed by `mmscale shards`; or a mixture: a list of `SourceConfig`, such as
     [{path: data/a, weight: 3}, {path: data/b, weight: 1}]."""
     temperature: float = 1.0
     """A mixture without weights: sources are drawn by rows ** (1 / temperature). 1 is by size, a large one evenly."""

@@ -17,6 +17,7 @@ from shards.mixture import MixedOrder
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
+from shards.store.config import StoreConfig
 
 Place = tuple[int, int, int]
 """(position, shard, row)."""
@@ -29,11 +30,12 @@ class ShardDataset(Dataset[Example]):
     seed and nothing else.
 
     Args:
-        path: folder written or indexed by `mmscale shards`.
+        path: folder or URL written or indexed by `mmscale shards`.
         seed: of the order.
         shuffle: False gives the rows of the manifest in order, for evaluation.
         image_size: side of the decoded images in pixels; None keeps each image's own.
         short_side: scale images to this short side and take their middle; None squeezes the whole image to the square.
+        store: requests and the node's cache, for a URL.
 
     Attributes:
         reader: the samples by (shard, row).
@@ -46,14 +48,20 @@ class ShardDataset(Dataset[Example]):
     short_side: int | None
 
     def __init__(
-        self, path: str | Path, seed: int = 0, shuffle: bool = True, image_size: int | None = None, short_side: int | None = None
+        self,
+        path: str | Path,
+        seed: int = 0,
+        shuffle: bool = True,
+        image_size: int | None = None,
+        short_side: int | None = None,
+        store: StoreConfig | None = None,
     ) -> None:
         """Open the folder.
 
         Raises:
             ShardError: there is no finished data set.
         """
-        reader = ShardReader(path)
+        reader = ShardReader(path, store=store)
         self._set(reader, GlobalOrder(reader.rows_per_shard, seed, shuffle=shuffle), image_size)
         self.short_side = short_side
 

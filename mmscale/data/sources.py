@@ -24,9 +24,9 @@ def open_training_data(config: RunConfig) -> ShardDataset:
     data, seed, size = config.data, config.train.seed, config.model.image_size
     sources = mixture_sources(data)
     if sources is None:
-        reader = ShardReader(data.shards)
+        reader = ShardReader(data.shards, store=config.store)
         return ShardDataset.over(reader, _order(reader, data, seed), size)
-    readers = [ShardReader(source.path) for source in sources]
+    readers = [ShardReader(source.path, store=config.store) for source in sources]
     weights = source_weights(sources, [len(reader) for reader in readers], data.temperature)
     phases = _phases(weights, data.weights_from, config.train.global_batch)
     mixed = MixedOrder([_order(reader, data, seed) for reader in readers], phases, seed)

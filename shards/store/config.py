@@ -28,7 +28,8 @@ class StoreConfig:
     retries: int = 8
     """How often a read is repeated after a transient failure."""
     hedge_share: float = 0.05
-    """Largest share of requests that is spent on asking again for what is slower than usual; the first answer wins. 0 turns it off."""
+    """Largest share of requests that is spent on asking again for what is slower than usual; the first answer wins. What has stalled (16
+    times as long as usual, and over a second) is asked for again in any case. 0 turns both off."""
 
     def check(self) -> None:
         """Check what types alone cannot say.

@@ -14,9 +14,10 @@ KNOWN_AFTER = 20
 REMEMBERED = 256
 """Recent reads of a kind that the quantile is taken of."""
 BURST = 4.0
-"""Second askings that may follow each other at once; as many again may be borrowed for what is far too slow."""
-STEPS = (1.0, 4.0, 16.0)
-"""When a read is asked for again, in times of the threshold. All but the first may borrow: a read that late has most likely stalled."""
+"""Second askings that may follow each other at once."""
+STALLED = 16.0
+"""Times the threshold, and at least FIRST_S, after which a read has stalled: it is asked for again whatever the share, and a last time
+after four times as long."""
 
 
 class Hedge:
@@ -24,6 +25,7 @@ class Hedge:
 
     Args:
         share: of requests that may be spent on them; reads slower than all but half of this share are asked for again. 0 for never.
+            Askings for what has stalled are made in any case, and count.
     """
 
     def __init__(self, share: float) -> None:
@@ -33,9 +35,12 @@ class Hedge:
         self._threshold_s: dict[str, float] = {}
 
     def pauses_s(self, kind: str) -> list[tuple[float, bool]]:
-        """Return how long to wait before each further asking, and whether that one may borrow."""
+        """Return how long to wait before each further asking, and whether it is for what has stalled."""
+        if not self._share:
+            return []
         threshold_s = self._threshold_s.get(kind, FIRST_S)
-        return [(step * threshold_s, step > 1) for step in STEPS] if self._share else []
+        stalled_s = max(FIRST_S, STALLED * threshold_s)
+        return [(threshold_s, False), (stalled_s - threshold_s, True), (3 * stalled_s, True)]
 
     def observe(self, kind: str, took_s: float) -> None:
         """Take in how long a read took; every one also earns a part of a second asking."""
@@ -45,9 +50,9 @@ class Hedge:
         if len(recent) == KNOWN_AFTER or (len(recent) > KNOWN_AFTER and len(recent) % 16 == 0):
             self._threshold_s[kind] = sorted(recent)[int((1 - self._share / 2) * (len(recent) - 1))]
 
-    def take(self, borrow: bool) -> bool:
-        """Spend one second asking, if one is left or may be borrowed."""
-        if self._allowed < (1 - BURST if borrow else 1):
+    def take(self, stalled: bool) -> bool:
+        """Spend one second asking; for what is merely slow, only if one is left."""
+        if self._allowed < 1 and not stalled:
             return False
         self._allowed -= 1
         return True

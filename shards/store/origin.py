@@ -137,14 +137,14 @@ class Origin:
         begin = time.perf_counter()
         tasks: set[asyncio.Future[T]] = {asyncio.ensure_future(ask())}
         try:
-            for pause_s, urgent in self._hedge.pauses_s(kind):
+            for pause_s, stalled in self._hedge.pauses_s(kind):
                 done, _ = await asyncio.wait(tasks, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
                 if done:
                     break
-                if self._hedge.take(urgent):
+                if self._hedge.take(stalled):
                     self._counters.add(hedges=1)
                     tasks.add(asyncio.ensure_future(ask()))
-            answer = await _first_success(tasks)
+            answer = await _first(tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -189,11 +189,7 @@ class Origin:
         return f"{self.root}/{name}" if name else self.root
 
 
-async def _first_success(tasks: set[asyncio.Future[T]]) -> T:
-    """Wait for the first answer; a failure counts only when nothing else is under way."""
-    while True:
-        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        sound = [task for task in done if task.exception() is None]
-        if sound or not pending:
-            return (sound or list(done))[0].result()
-        tasks = pending
+async def _first(tasks: set[asyncio.Future[T]]) -> T:
+    """Wait for the first answer. A failure that comes first counts too: what is then still under way may well have stalled."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    return min(done, key=lambda task: task.exception() is not None).result()

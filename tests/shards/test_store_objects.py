@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from shards.errors import ConfigError, IntegrityError, ShardError
-from shards.index import index_tar
+from shards.index import build_manifest, index_tar
 from shards.manifest import read_manifest
 from shards.read import ShardReader
 from shards.report import data_set_name, show_sample, summary
@@ -231,8 +231,6 @@ def test_pickle_carries_the_place_and_the_version(pairs, s3_port, s3_environment
 
 
 def _other_manifest(folder):
-    from shards.index import build_manifest
-
     build_manifest(folder)
     return shutil.copy(folder / "manifest.parquet", folder / ".other")
 
