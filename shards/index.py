@@ -236,16 +236,21 @@ def sidecar_fits(tar: Path, table: pa.Table) -> bool:
         (table["key"][row].as_py(), part) for row in ({0, rows // 2, rows - 1} if rows else ()) for part in table["parts"][row].as_py()
     ]
     with tar.open("rb") as file:
-        headers = [os.pread(file.fileno(), tarfile.BLOCKSIZE, part["offset"] - tarfile.BLOCKSIZE) for _, part in probed]
-    return 2 * sum(_is_member(header, key, part) for header, (key, part) in zip(headers, probed, strict=True)) >= len(probed)
+        headers = [(read_header(file.fileno(), part), key, part) for key, part in probed]
+    return 2 * sum(header is not None and is_header_of(header, key, part) for header, key, part in headers) >= len(probed)
 
 
-def _is_member(header: bytes, key: str, part: dict[str, Any]) -> bool:
+def read_header(fd: int, part: dict[str, Any]) -> tarfile.TarInfo | None:
+    """Read the tar header before a part; None where there is none."""
     try:
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        header = os.pread(fd, tarfile.BLOCKSIZE, max(0, part["offset"] - tarfile.BLOCKSIZE))
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        return False
-    # The header of a name over 100 bytes holds only its beginning; the whole name lies before it.
+        return None
+
+
+def is_header_of(member: tarfile.TarInfo, key: str, part: dict[str, Any]) -> bool:
+    """Tell whether a header is that of a part. That of a name over 100 bytes holds only its beginning: then the size alone is compared."""
     return member.size == part["size"] and (len(key) + len(part["ext"]) > 90 or split_name(member.name) == (key, part["ext"]))
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from shards.errors import IntegrityError, SampleError, ShardError
 from shards.index import file_sha256, read_index, sidecar_fits
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path
+from shards.mask import kept_rows
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
@@ -159,6 +160,8 @@ def _sidecar_problem(tar: Path, info: ShardInfo) -> str | None:
     if file_sha256(sidecar) != info.index_sha256:
         return f"the sha256 of its sidecar {sidecar.name} differs from the manifest's{_whose(sidecar, info)}."
     table = read_index(sidecar)
+    if info.mask is not None:
+        table = table.take(kept_rows(info.mask, table.num_rows, info.shard))
     whole = tar.is_file() and tar.stat().st_size == info.bytes
     if whole and (table.schema.metadata[b"mmscale.tar_sha256"].decode() != info.sha256 or not sidecar_fits(tar, table)):
         return f"its sidecar {sidecar.name} is of another tar; run `mmscale shards verify {tar.parent} --full --repair`."

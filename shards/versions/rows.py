@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shards.errors import IntegrityError, ShardError
-from shards.index import file_sha256, read_index
+from shards.index import file_sha256, is_header_of, read_header, read_index
 from shards.manifest import ShardInfo, sidecar_path
 from shards.mask import Mask, kept_rows, narrow
 from shards.sample import Sample
@@ -76,6 +76,11 @@ class ShardRows:
             ShardError: the system refuses to read it.
         """
         return Sample(self.keys[row], {part["ext"]: self._part(row, part) for part in self._parts[row] if wanted(part["ext"])})
+
+    def is_named(self, row: int) -> bool:
+        """Tell whether no part of a sample lies behind a sound header of another name or size, as with a sidecar of another tar."""
+        headers = [(read_header(self._fd, part), part) for part in self._parts[row]]
+        return all(header is None or is_header_of(header, self.keys[row], part) for header, part in headers)
 
     def parts(self, row: int) -> list[dict[str, Any]]:
         """Return the index entries of a sample's parts: ext, offset, size, crc32c."""
