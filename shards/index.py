@@ -203,11 +203,12 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         ShardError: there is no tar, or some cannot be indexed; the sound ones are indexed all the same.
     """
     folder = Path(folder)
-    tars = _tars(folder, required=not _special_shards(folder))
+    special = _special_shards(folder)
+    tars = _tars(folder, required=not special)
     faults: list[str] = []
     for done, tar in enumerate(tars, 1):
         try:
-            if not _is_indexed(tar):
+            if not _is_indexed(tar, special.get(tar.name)):
                 write_index(sidecar_path(tar), index_tar(tar))
         except ShardError as e:
             faults.append(str(e))
@@ -299,13 +300,18 @@ def _with_mask(info: ShardInfo, tar: Path, before: ShardInfo | None) -> ShardInf
     return shard_info(tar, mask=before.mask)
 
 
-def _is_indexed(tar: Path) -> bool:
+def _is_indexed(tar: Path, special: ShardInfo | None) -> bool:
+    """Tell whether a tar has its sidecar; one that was damaged is asked only for the samples that its row mask keeps."""
     path = sidecar_path(tar)
     try:
         table = read_index(path)
         status = tar.stat()
         recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
-        return recorded == status.st_size and path.stat().st_mtime_ns >= status.st_mtime_ns and sidecar_fits(tar, table)
+        if recorded != status.st_size or path.stat().st_mtime_ns < status.st_mtime_ns:
+            return False
+        if special is not None and special.mask is not None and special.location is None:
+            table = table.take(kept_rows(special.mask, table.num_rows, tar.name))
+        return sidecar_fits(tar, table)
     except (ShardError, OSError):
         return False
 

@@ -120,6 +120,8 @@ def test_a_tar_cut_in_the_middle_keeps_its_first_samples(folder):
     cut(folder / "s-002.tar", read_index(folder / "s-002.index.arrow")["parts"][2].as_py()[0]["offset"] + 5)
     repair(folder)
     assert keys(folder)[-2:] == ["k0008", "k0009"]
+    write_tar(folder / "t.tar", [pair(12)])
+    assert adopt(folder).rows_per_shard.tolist() == [5, 3, 2, 1]
     assert verify(folder, full=True).sound
 
 
