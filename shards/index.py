@@ -219,11 +219,12 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         ShardError: there is no tar, or some cannot be indexed; the sound ones are indexed all the same.
     """
     folder = Path(folder)
-    tars = _tars(folder, required=not _special_shards(folder))
+    special = _special_shards(folder)
+    tars = _tars(folder, required=not special)
     faults: list[str] = []
     for done, tar in enumerate(tars, 1):
         try:
-            if not _is_indexed(tar):
+            if not _is_indexed(tar, special.get(tar.name)):
                 write_index(sidecar_path(tar), index_tar(tar))
         except ShardError as e:
             faults.append(str(e))
@@ -255,16 +256,21 @@ def sidecar_fits(read: Callable[[int, int], bytes], table: pa.Table) -> bool:
     probed = [
         (table["key"][row].as_py(), part) for row in ({0, rows // 2, rows - 1} if rows else ()) for part in table["parts"][row].as_py()
     ]
-    headers = [read(part["offset"] - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE) for _, part in probed]
-    return 2 * sum(_is_member(header, key, part) for header, (key, part) in zip(headers, probed, strict=True)) >= len(probed)
+    headers = [(read_header(read, part), key, part) for key, part in probed]
+    return 2 * sum(header is not None and is_header_of(header, key, part) for header, key, part in headers) >= len(probed)
 
 
-def _is_member(header: bytes, key: str, part: dict[str, Any]) -> bool:
+def read_header(read: Callable[[int, int], bytes], part: dict[str, Any]) -> tarfile.TarInfo | None:
+    """Read the tar header before a part; None where there is none."""
     try:
-        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        header = read(max(0, part["offset"] - tarfile.BLOCKSIZE), tarfile.BLOCKSIZE)
+        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        return False
-    # The header of a name over 100 bytes holds only its beginning; the whole name lies before it.
+        return None
+
+
+def is_header_of(member: tarfile.TarInfo, key: str, part: dict[str, Any]) -> bool:
+    """Tell whether a header is that of a part. That of a name over 100 bytes holds only its beginning: then the size alone is compared."""
     return member.size == part["size"] and (len(key) + len(part["ext"]) > 90 or split_name(member.name) == (key, part["ext"]))
 
 
@@ -304,14 +310,18 @@ def _with_mask(info: ShardInfo, tar: Path, before: ShardInfo | None) -> ShardInf
     return shard_info(tar, mask=before.mask)
 
 
-def _is_indexed(tar: Path) -> bool:
+def _is_indexed(tar: Path, special: ShardInfo | None) -> bool:
+    """Tell whether a tar has its sidecar; one that was damaged is asked only for the samples that its row mask keeps."""
     path = sidecar_path(tar)
     try:
         table = read_index(path)
         status = tar.stat()
         recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
-        newer = path.stat().st_mtime_ns >= status.st_mtime_ns
-        return recorded == status.st_size and newer and sidecar_fits(LocalTar(os.open(tar, os.O_RDONLY | os.O_CLOEXEC)).read, table)
+        if recorded != status.st_size or path.stat().st_mtime_ns < status.st_mtime_ns:
+            return False
+        if special is not None and special.mask is not None and special.location is None:
+            table = table.take(kept_rows(special.mask, table.num_rows, tar.name))
+        return sidecar_fits(LocalTar(os.open(tar, os.O_RDONLY | os.O_CLOEXEC)).read, table)
     except (ShardError, OSError):
         return False
 

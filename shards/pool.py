@@ -19,18 +19,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.errors import MmscaleError, ShardError
+from shards.versions.sole import hold_folder
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def run(function: Callable[[Task], Result], tasks: Sequence[Task], processes: int) -> Generator[tuple[int, Result], None, None]:
+def run(
+    function: Callable[[Task], Result], tasks: Sequence[Task], processes: int, *, out: Path
+) -> Generator[tuple[int, Result], None, None]:
     """Call a function on every task.
 
     Args:
         function: of a module of this package, or a `functools.partial` of one; it travels by name.
         tasks: plain values.
         processes: how many; 1 works in this one.
+        out: a folder that the tasks write into. `sole_writer` waits there for workers that a killed command has left to end.
 
     Yields:
         (number of the task, result), in the order in which they are done.
@@ -45,7 +49,7 @@ def run(function: Callable[[Task], Result], tasks: Sequence[Task], processes: in
         return
     workers: list[_Worker] = []
     try:
-        workers += [_Worker(function) for _ in range(count)]
+        workers += [_Worker(function, out) for _ in range(count)]
         yield from _share(workers, list(enumerate(tasks))[::-1])
     finally:
         for worker in workers:
@@ -55,7 +59,7 @@ def run(function: Callable[[Task], Result], tasks: Sequence[Task], processes: in
 class _Worker:
     """The parent's side of one worker process."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Any], Any], out: Path) -> None:
         self.connection, far_end = multiprocessing.Pipe()
         with far_end:
             # A session of its own: Ctrl-C reaches the parent alone, which then stops its workers.
@@ -66,7 +70,7 @@ class _Worker:
                 env=_environment(),
                 start_new_session=True,
             )
-        self.connection.send(function)
+        self.connection.send((function, out))
 
     def give(self, task: tuple[int, Any]) -> None:
         try:
@@ -120,7 +124,8 @@ def _environment() -> dict[str, str]:
 def _work(descriptor: int) -> None:
     """The whole life of a worker process."""
     connection: Connection[Any, Any] = Connection(descriptor)
-    function = connection.recv()
+    function, out = connection.recv()
+    held = hold_folder(out)
     tasks: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, tasks), daemon=True).start()
     try:
@@ -131,6 +136,8 @@ def _work(descriptor: int) -> None:
         connection.send(e)
     except BrokenPipeError:  # the parent is gone
         os._exit(1)
+    finally:
+        os.close(held)
 
 
 def _listen(connection: Connection[Any, Any], tasks: queue.SimpleQueue[tuple[int, Any]]) -> None:

@@ -253,6 +253,9 @@ def _problems(rows: ShardRows) -> Iterator[str | None]:
             yield "its key occurs before in the shard."
             continue
         seen.add(key)
+        if not rows.is_named(row):
+            yield f"{_DIFFERS} from what the sidecar says of them."
+            continue
         try:
             sample = rows.read(row)
         except IntegrityError:

@@ -19,6 +19,7 @@ from PIL import Image
 from shards.errors import IntegrityError, SampleError, ShardError
 from shards.index import parse_index, sidecar_fits
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_name
+from shards.mask import kept_rows
 from shards.open_shard import stored
 from shards.order import GlobalOrder
 from shards.read import ShardReader
@@ -189,7 +190,10 @@ def _fits(store: Store, info: ShardInfo) -> bool:
     try:
         if store.size(info.shard) != info.bytes:
             return True
-        return sidecar_fits(store.tar(stored(info)[0]).read, parse_index(store.whole(sidecar), store.root, sidecar))
+        table = parse_index(store.whole(sidecar), store.root, sidecar)
+        if info.mask is not None:
+            table = table.take(kept_rows(info.mask, table.num_rows, info.shard))
+        return sidecar_fits(store.tar(stored(info)[0]).read, table)
     except FileNotFoundError:
         return True
 

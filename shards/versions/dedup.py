@@ -25,6 +25,7 @@ from shards.versions.drops import parquet_table
 from shards.versions.features import FeatureTask, read_features, write_features
 from shards.versions.filter import process_count
 from shards.versions.near import EXACT, MOST_BITS, find_duplicates
+from shards.versions.sole import sole_writer
 from shards.versions.version import copy_tokenizer, derived_info, new_version
 
 DUPLICATES_NAME = "duplicates.parquet"
@@ -117,8 +118,14 @@ def dedup_data_set(folder: str | Path, config: DedupConfig, *, progress: bool = 
             raise ConfigError(f"`against`: {path!r} is the data set itself: nothing would stay. Name other ones.")
     settings = {name: to_plain(config)[name] for name in ("near", "by")}
     with new_version(out, "dedup", [base, *references], settings):
-        tasks = _tasks([*references, base], config, out)
-        _compute(tasks, process_count(config.processes), shown=progress)
+        folder = Path(config.features) if config.features is not None else out / FEATURES_FOLDER
+        tasks = [
+            FeatureTask(base=manifest.folder, info=info, folder=folder, looks=config.near is not None)
+            for manifest in (*references, base)
+            for info in manifest.shards
+        ]
+        with sole_writer(folder):
+            _compute(tasks, folder, process_count(config.processes), shown=progress)
         features = read_features(tasks, labels=config.by == "pair")
         of_n, distance_n = find_duplicates(features, config.near, sum(reference.rows for reference in references))
         places = _Places([*references, base])
@@ -137,23 +144,13 @@ def dedup_data_set(folder: str | Path, config: DedupConfig, *, progress: bool = 
     )
 
 
-def _tasks(manifests: Sequence[Manifest], config: DedupConfig, out: Path) -> list[FeatureTask]:
-    folder = Path(config.features) if config.features is not None else out / FEATURES_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        FeatureTask(base=manifest.folder, info=info, folder=folder, looks=config.near is not None)
-        for manifest in manifests
-        for info in manifest.shards
-    ]
-
-
-def _compute(tasks: Sequence[FeatureTask], processes: int, *, shown: bool) -> None:
+def _compute(tasks: Sequence[FeatureTask], folder: Path, processes: int, *, shown: bool) -> None:
     """Go through the shards that no earlier command has gone through."""
     missing = [task for task in tasks if not task.path.exists()]
     rows = sum(task.info.rows for task in tasks)
     with (
         Progress(rows, rows - sum(task.info.rows for task in missing), shown=shown, doing="hashing") as bar,
-        closing(run(write_features, missing, processes)) as results,
+        closing(run(write_features, missing, processes, out=folder)) as results,
     ):
         for number, _ in results:
             bar.advance(missing[number].info.rows)

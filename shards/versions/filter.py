@@ -86,7 +86,7 @@ def filter_data_set(folder: str | Path, config: FilterVersionConfig, *, progress
     infos: list[ShardInfo] = []
     with new_version(out, "filter", [base], settings), Progress(base.rows, 0, shown=progress, doing="judging") as bar:
         with parquet_table(out / DROPPED_NAME, _DROPPED) as table:
-            for info, drops in _in_order(judge, list(base.shards), process_count(config.processes), bar):
+            for info, drops in _in_order(judge, list(base.shards), out, process_count(config.processes), bar):
                 table.add(drops)
                 dropped.update(drop["reason"] for drop in drops)
                 if info.rows:
@@ -189,11 +189,11 @@ def read_keys(name: str, path: str) -> frozenset[str]:
     return frozenset(map("{}:{}".format, table["shard"], keys)) if "shard" in table else frozenset(keys)
 
 
-def _in_order(judge: _ShardFilter, infos: list[ShardInfo], processes: int, bar: Progress) -> Iterator[Judged]:
+def _in_order(judge: _ShardFilter, infos: list[ShardInfo], out: Path, processes: int, bar: Progress) -> Iterator[Judged]:
     """Yield results in the order of the shards, however they come in."""
     waiting: dict[int, Judged] = {}
     upcoming = 0
-    with closing(run(judge, infos, processes)) as results:
+    with closing(run(judge, infos, processes, out=out)) as results:
         for number, result in results:
             waiting[number] = result
             bar.advance(infos[number].rows)

@@ -61,7 +61,7 @@ def rewrite_shards(
     """
     shards = list(_plan(manifests, out, rows_per_shard))
     renamed = 0
-    with closing(run(_write, shards, processes)) as results:
+    with closing(run(_write, shards, processes, out=out)) as results:
         for number, count in results:
             renamed += count
             bar.advance(shards[number].rows)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from shards.digest import file_sha256
 from shards.errors import IntegrityError, ShardError
-from shards.index import read_index
+from shards.index import is_header_of, read_header, read_index
 from shards.manifest import ShardInfo, sidecar_path
 from shards.mask import Mask, kept_rows, narrow
 from shards.sample import Sample
@@ -65,6 +65,9 @@ class ShardRows:
         """Close the tar."""
         os.close(self._fd)
 
+    def _read(self, begin: int, size: int) -> bytes:
+        return os.pread(self._fd, size, begin)
+
     def __len__(self) -> int:
         """Kept samples."""
         return len(self.keys)
@@ -78,6 +81,11 @@ class ShardRows:
         """
         return Sample(self.keys[row], {part["ext"]: self._part(row, part) for part in self._parts[row] if wanted(part["ext"])})
 
+    def is_named(self, row: int) -> bool:
+        """Tell whether no part of a sample lies behind a sound header of another name or size, as with a sidecar of another tar."""
+        headers = [(read_header(self._read, part), part) for part in self._parts[row]]
+        return all(header is None or is_header_of(header, self.keys[row], part) for header, part in headers)
+
     def parts(self, row: int) -> list[dict[str, Any]]:
         """Return the index entries of a sample's parts: ext, offset, size, crc32c."""
         return self._parts[row]
@@ -88,7 +96,7 @@ class ShardRows:
 
     def _part(self, row: int, part: dict[str, Any]) -> bytes:
         try:
-            data = os.pread(self._fd, part["size"], part["offset"])
+            data = self._read(part["offset"], part["size"])
         except OSError as e:
             raise ShardError(f"{self.name}:{self.keys[row]} cannot be read: {e.strerror}. Check the disk or the mount it is on.") from e
         if google_crc32c.value(data) != part["crc32c"]:

@@ -92,7 +92,7 @@ def split_data_set(folder: str | Path, config: SplitConfig, *, progress: bool = 
         for path in folders:
             held.enter_context(new_version(path, "split", [base], {**settings, "part": path.name}))
         shards = list(base.shards)
-        results = held.enter_context(closing(run(_ShardSplit(base.folder, config), shards, process_count(config.processes))))
+        results = held.enter_context(closing(run(_ShardSplit(base.folder, config), shards, process_count(config.processes), out=out)))
         for number, found in results:
             for part, info in enumerate(found):
                 if info.rows:
