@@ -29,6 +29,8 @@ from mmscale.run_folder import RunFolder
 from mmscale.tasks import head_sizes, label_vocabulary
 from mmscale.world import World, resolve_precision
 from shards import configfile
+from shards.errors import ConfigError
+from shards.store.place import is_url
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     """
     plan = plan_batch(config, world.size)
     dtype = resolve_precision(config.train.precision, world.device)
-    dataset = ShardDataset(config.data.shards, seed=config.train.seed, image_size=config.model.image_size)
+    dataset = ShardDataset(config.data.shards, seed=config.train.seed, image_size=config.model.image_size, store=config.store)
     origin = resolve(config.init_from) if config.init_from else None
     tokenizer_folder = find_tokenizer(config, origin)
     tokenizer = TextTokenizer(tokenizer_folder)
@@ -110,11 +112,17 @@ def checkpoint_config(folder: Path) -> RunConfig:
 
 
 def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
-    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the shards."""
+    """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the shards.
+
+    Raises:
+        ConfigError: only the shards could have one, and they lie behind a URL.
+    """
     if config.data.tokenizer is not None:
         return Path(config.data.tokenizer)
     if origin is not None and (model_folder(origin) / "tokenizer").is_dir():
         return model_folder(origin) / "tokenizer"
+    if is_url(config.data.shards):
+        raise ConfigError("`data.tokenizer` must name a local folder when `data.shards` is a URL. Copy the data set's tokenizer/ once.")
     return Path(config.data.shards) / "tokenizer"
 
 

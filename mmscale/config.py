@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from shards import configfile
 from shards.errors import ConfigError
+from shards.store.config import StoreConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -47,7 +48,7 @@ class DataConfig:
     """Which shards, and which of their fields become which input."""
 
     shards: str = "???"
-    """Folder of a data set written or indexed by `mmscale shards`."""
+    """Folder or URL of a data set written or indexed by `mmscale shards`."""
     image: bool = True
     """Feed the image. false gives a text-only control."""
     caption: str | None = "caption"
@@ -270,6 +271,7 @@ class RunConfig:
     run: str = "???"
     """The run folder. Running again with the same folder goes on from its newest checkpoint."""
     data: DataConfig = field(default_factory=DataConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     init_from: str | None = None
     """A checkpoint, or a run folder (its newest checkpoint), whose weights start this run."""
@@ -324,6 +326,7 @@ def find_part(kind: str, name: str) -> Path:
 
 def _check(config: RunConfig) -> None:
     model, train, data = config.model, config.train, config.data
+    config.store.check()
     _need(
         model.hidden_size % model.num_heads == 0,
         f"`model.num_heads` must divide model.hidden_size = {model.hidden_size}; got {model.num_heads}.",

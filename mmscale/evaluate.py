@@ -87,7 +87,7 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     if command.task == "retrieval":
         from mmscale.pictures import draw_retrieval
 
-        draw_retrieval(records, ShardDataset(command.data, seed=0), out / "retrieval.png")
+        draw_retrieval(records, ShardDataset(command.data, seed=0, store=config.store), out / "retrieval.png")
     logger.info("wrote %s", out)
     return metrics
 
@@ -138,7 +138,7 @@ def predict_records(
     Raises:
         DataError: no sample has what the task needs.
     """
-    dataset = ShardDataset(config.data.shards, seed=0, image_size=config.model.image_size)
+    dataset = ShardDataset(config.data.shards, seed=0, image_size=config.model.image_size, store=config.store)
     names = model.config.id2label
     labels = [names[i] for i in range(len(names))] if task.name in LABEL_TASKS else None
     collator = Collator.from_config(config, tokenizer, training=False, labels=labels)

@@ -14,6 +14,7 @@ from mmscale.data.example import Example
 from shards.errors import SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
+from shards.store.config import StoreConfig
 
 Place = tuple[int, int, int]
 """(position, shard, row)."""
@@ -26,10 +27,11 @@ class ShardDataset(Dataset[Example]):
     seed and nothing else.
 
     Args:
-        path: folder written or indexed by `mmscale shards`.
+        path: folder or URL written or indexed by `mmscale shards`.
         seed: of the order.
         shuffle: False gives the rows of the manifest in order, for evaluation.
         image_size: side of the decoded images in pixels; None keeps each image's own.
+        store: requests and the node's cache, for a URL.
 
     Attributes:
         reader: the samples by (shard, row).
@@ -37,13 +39,15 @@ class ShardDataset(Dataset[Example]):
         digest: the data set's version.
     """
 
-    def __init__(self, path: str | Path, seed: int = 0, shuffle: bool = True, image_size: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, seed: int = 0, shuffle: bool = True, image_size: int | None = None, store: StoreConfig | None = None
+    ) -> None:
         """Open the folder.
 
         Raises:
             ShardError: there is no finished data set.
         """
-        self.reader = ShardReader(path)
+        self.reader = ShardReader(path, store=store)
         self.order = GlobalOrder(self.reader.rows_per_shard, seed, shuffle=shuffle)
         self.image_size = image_size
         self.digest = self.reader.manifest.digest

@@ -145,6 +145,8 @@ class NodeCache:
                     found = self._cached(stored)  # by the process that held the lock before
                     return found if found is not None else self._fill(descriptor, part, stored, source, later_than)
                 finally:
+                    if _is_at(descriptor, part):
+                        part.unlink()
                     os.close(descriptor)
             found = self._cached(stored)
             if found is not None or not wait or time.monotonic() > end:
@@ -154,16 +156,13 @@ class NodeCache:
 
     def _fill(self, descriptor: int, part: Path, stored: Stored, source: Source, later_than: int) -> int | None:
         """Fetch into the locked file and give it its name if it is what it should be; a wrong one is fetched once more."""
-        try:
-            if not self._reserve(descriptor, source.size(), later_than):
-                return None
-            for _ in range(2):
-                if _fetch(descriptor, source) == stored.sha256:
-                    part.rename(self.path(stored.sha256))
-                    return os.open(self.path(stored.sha256), os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            if _is_at(descriptor, part):
-                part.unlink()
+        if not self._reserve(descriptor, source.size(), later_than):
+            return None
+        for _ in range(2):
+            if _fetch(descriptor, source) == stored.sha256:
+                found = os.open(part, os.O_RDONLY | os.O_CLOEXEC)  # before it has its name, by which another may delete it at once
+                part.rename(self.path(stored.sha256))
+                return found
         self._unsound.add(stored.sha256)
         logger.warning(
             "%s differs from its sha256 in the manifest, twice fetched: it is not cached and its samples are read by byte range. "

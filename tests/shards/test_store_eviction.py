@@ -1,7 +1,7 @@
 """Deleting what is needed last is as good as the best choice there is."""
 
 import random
-from functools import lru_cache
+from functools import cache
 
 import pytest
 
@@ -11,7 +11,7 @@ from shards.store.eviction import Cached, victims
 def fewest_misses(uses, room):
     """Try every choice of what to delete."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def misses(at, held):
         if at == len(uses):
             return 0

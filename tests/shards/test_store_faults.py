@@ -63,7 +63,9 @@ def test_without_hedging_a_stalled_request_is_repeated_after_its_timeout(pairs):
 
 def test_a_store_that_keeps_failing_is_given_up_by_count(pairs):
     with RangeServer(pairs) as server, FaultyProxy(server.port, lambda *request: "fail") as proxy:
-        with pytest.raises(ShardError, match=r"manifest\.parquet' cannot be read, 3 times tried within 120 s: HTTP 500 Internal Server Error\."):
+        with pytest.raises(
+            ShardError, match=r"manifest\.parquet' cannot be read, 3 times tried within 120 s: HTTP 500 Internal Server Error\."
+        ):
             ShardReader(proxy.url, store=StoreConfig(retries=2))
         assert len(proxy.passed) == 3
 
@@ -73,13 +75,17 @@ def test_a_store_that_never_answers_is_given_up_at_the_deadline(pairs):
         begin = time.monotonic()
         with pytest.raises(ShardError, match=r"cannot be read, 1 times tried within 0\.6 s: the deadline passed\. Check the store and the"):
             ShardReader(proxy.url, store=StoreConfig(deadline_s=0.6))
-        with pytest.raises(ShardError, match=r"cannot be read, [2-5] times tried within 0\.9 s: (no answer in 0\.2 s|the deadline passed)\."):
+        with pytest.raises(
+            ShardError, match=r"cannot be read, [2-5] times tried within 0\.9 s: (no answer in 0\.2 s|the deadline passed)\."
+        ):
             ShardReader(proxy.url, store=StoreConfig(deadline_s=0.9, request_timeout_s=0.2, hedge_share=0.0))
         assert time.monotonic() - begin < 4
 
 
 def test_a_server_that_is_not_there():
-    with pytest.raises(ShardError, match=r"'http://127\.0\.0\.1:1/d/manifest\.parquet' cannot be read, 2 times tried .*: Connection refused\."):
+    with pytest.raises(
+        ShardError, match=r"'http://127\.0\.0\.1:1/d/manifest\.parquet' cannot be read, 2 times tried .*: Connection refused\."
+    ):
         ShardReader("http://127.0.0.1:1/d", store=StoreConfig(retries=1))
 
 

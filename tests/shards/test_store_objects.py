@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from shards.errors import ConfigError, IntegrityError, ShardError
-from shards.index import index_tar
+from shards.index import build_manifest, index_tar
 from shards.manifest import read_manifest
 from shards.read import ShardReader
 from shards.report import data_set_name, show_sample, summary
@@ -69,7 +69,11 @@ def test_the_command_takes_a_url(pairs, s3_port, s3_environment):
     upload(pairs, s3_port, "commanded")
     command = [str(Path(sys.executable).parent / "mmscale"), "shards", "verify", "s3://commanded", "--full"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)}, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "no fault in 4 shards of 60 samples; 60 samples read, compared and decoded\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "no fault in 4 shards of 60 samples; 60 samples read, compared and decoded\n",
+        "",
+    )
     command[-2] = "s3://commanded/elsewhere"
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)}, check=False)
     assert done.returncode == 1
@@ -101,7 +105,10 @@ def test_missing_things_are_named_at_once(pairs, s3_port, s3_environment, tmp_pa
 @pytest.mark.parametrize(
     ("status", "text"),
     [
-        (403, r"'{url}/manifest\.parquet' cannot be read: HTTP 403 Forbidden\. Check the permissions of the credentials in use: a user name"),
+        (
+            403,
+            r"'{url}/manifest\.parquet' cannot be read: HTTP 403 Forbidden\. Check the permissions of the credentials in use: a user name",
+        ),
         (401, r"cannot be read: HTTP 401 Unauthorized\. Check the permissions"),
         (400, r"cannot be read: HTTP 400 Bad Request\. Check the URL, the region and the endpoint\."),
     ],
@@ -135,7 +142,9 @@ def test_http_by_byte_range_login_and_signed_urls_that_are_never_printed(pairs):
 def test_a_server_without_byte_ranges(pairs):
     with RangeServer(pairs, ranges=False) as server:
         reader = ShardReader(server.url)
-        with pytest.raises(ShardError, match=r"/s-000\.tar' cannot be read: the server does not serve byte ranges\. Serve the folder by nginx"):
+        with pytest.raises(
+            ShardError, match=r"/s-000\.tar' cannot be read: the server does not serve byte ranges\. Serve the folder by nginx"
+        ):
             reader[0, 0]
 
 
@@ -159,7 +168,9 @@ def test_other_schemes_go_through_fsspec(pairs, tmp_path):
 
 def test_urls_that_cannot_be_opened(monkeypatch):
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
-    with pytest.raises(ConfigError, match=r"'az://box/x' cannot be opened: .*Account must be specified\. Check the URL and the environment"):
+    with pytest.raises(
+        ConfigError, match=r"'az://box/x' cannot be opened: .*Account must be specified\. Check the URL and the environment"
+    ):
         ShardReader("az://box/x")
     with pytest.raises(ConfigError, match=r"'s3:///x' cannot be opened: .*Check the URL and the environment variables\."):
         ShardReader("s3:///x")
@@ -181,7 +192,9 @@ def test_a_truncated_object_is_named_by_its_first_sample(pairs, s3_port, s3_envi
     for store in (StoreConfig(), StoreConfig(cache=str(tmp_path / "c"))):
         reader = ShardReader("s3://cut", store=store)
         assert reader[1, 2] == pair(22)
-        with pytest.raises(IntegrityError, match=rf"s-001\.tar:k0023: the part 'jpg' .* is cut off: the tar holds 3 of its {part.size} bytes"):
+        with pytest.raises(
+            IntegrityError, match=rf"s-001\.tar:k0023: the part 'jpg' .* is cut off: the tar holds 3 of its {part.size} bytes"
+        ):
             reader[1, 3]
         with pytest.raises(IntegrityError, match=r"s-001\.tar:k0025: .* holds 0 of its .* The shard in 's3://cut' was damaged"):
             reader[1, 5]
@@ -210,14 +223,14 @@ def test_pickle_carries_the_place_and_the_version(pairs, s3_port, s3_environment
     (folder / "s-000.index.arrow").unlink()
     shutil.copy(_other_manifest(folder), folder / "manifest.parquet")
     upload(folder, s3_port, "versions")
-    with pytest.raises(ShardError, match=r"'s3://versions' holds another manifest\.parquet than when this run opened it\. Give each version"):
+    with pytest.raises(
+        ShardError, match=r"'s3://versions' holds another manifest\.parquet than when this run opened it\. Give each version"
+    ):
         pickle.loads(plain)
     assert pickle.loads(cached)[1, 1] == pair(21)  # the node's cache has the version that the run began with
 
 
 def _other_manifest(folder):
-    from shards.index import build_manifest
-
     build_manifest(folder)
     return shutil.copy(folder / "manifest.parquet", folder / ".other")
 

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from mmscale.arithmetic import plan_batch
+from mmscale.assemble import find_tokenizer
 from mmscale.config import RunConfig, load_run_config
 from shards import configfile
 from shards.errors import ConfigError
@@ -56,6 +57,7 @@ def test_model_part_by_name_path_and_override(tmp_path: Path) -> None:
             "data.augment.colours=[red,Red,blue]",
             r"`data.augment.colours` must be 3 different phrases or null; got \['red', 'Red', 'blue'\]\.",
         ),
+        ("store.retries=-1", r"`store\.retries` must be at least 0; got -1\."),
         ("train.steps=0", r"`train.steps` must be at least 1; got 0\."),
         ("objectives.contrastive.weight=0", r"Nothing to train: every `objectives.\*.weight` is 0 and no `task` is set\."),
     ],
@@ -109,3 +111,11 @@ def test_batch_divides_over_ranks_and_accumulation(tmp_path: Path) -> None:
 def test_batch_that_does_not_divide(tmp_path: Path, words: list[str], ranks: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_batch(load(tmp_path, *words), ranks)
+
+
+def test_the_tokenizer_of_a_url_must_be_local(tmp_path: Path) -> None:
+    config = load(tmp_path, "data.shards=s3://bucket/pairs", f"store.cache={tmp_path}")
+    assert config.store.cache == str(tmp_path)
+    with pytest.raises(ConfigError, match=r"`data\.tokenizer` must name a local folder when `data\.shards` is a URL\."):
+        find_tokenizer(config, None)
+    assert find_tokenizer(load(tmp_path, "data.shards=s3://bucket/pairs", "data.tokenizer=t"), None) == Path("t")
