@@ -119,7 +119,8 @@ def main() -> None:
         server.join()
     report = {
         "benchmark": "store",
-        "what": f"{words.shards} shards of {words.rows} JPEG {SIDE} x {SIDE}, {words.threads} threads, every sample compared; faults {FAULTS}",
+        "what": f"{words.shards} shards of {words.rows} JPEG {SIDE} x {SIDE}, {words.threads} threads, every sample compared",
+        "faults": FAULTS,
         "ratio": "samples a second through the faulty store over the fault-free one, median of the pairs",
         "results": results,
         "requests_to_the_faulty_store": faults,

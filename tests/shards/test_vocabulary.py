@@ -81,4 +81,4 @@ def test_trained_again_only_for_other_settings(tmp_path) -> None:
 
 def test_no_text_to_train_on(tmp_path) -> None:
     with pytest.raises(ShardError, match=r"hold no captions to train a tokenizer on. Name the fields that hold texts in tokenizer.fields"):
-        write_tokenizer(tmp_path, Manifest(folder=tmp_path, shards=()), TokenizerConfig(kind="bpe"))
+        write_tokenizer(tmp_path, Manifest(root=str(tmp_path), shards=()), TokenizerConfig(kind="bpe"))
