@@ -90,7 +90,8 @@ class ShardReader:
         """Say which shards this node will read next, so that its cache fetches ahead and deletes what is needed last.
 
         Args:
-            upcoming: shard numbers in the order of their next use by any process of the node. What is not among them goes first.
+            upcoming: shard numbers in the order of their next use by any process of the node, about as many as the cache holds. What is
+                not among them goes first.
         """
         places: dict[str | None, list[tuple[Stored, Stored]]] = {}
         for info in (self.manifest.shards[shard] for shard in upcoming):

@@ -5,13 +5,17 @@ obstore runs its connections on threads of its own, which a forked child lacks: 
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import obstore
 import obstore.store
 from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
@@ -33,6 +37,10 @@ _METADATA_SERVICE = ("latest/api/token", "latest/meta-data", "computeMetadata", 
 
 _first_user: list[int] = []
 """The process whose threads obstore's connections run on."""
+_under_way: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Futures that obstore's threads still refer to."""
+DRAIN_S = 5.0
+"""How long the end of the interpreter waits for them."""
 
 
 class ObjectBackend:
@@ -67,14 +75,16 @@ class ObjectBackend:
 
     async def read(self, name: str, start: int, size: int) -> memoryview:
         """Ask for a range of bytes; fewer come back where the object ends before them."""
-        return memoryview(await self._ask(lambda: self._store.get_range_async(name, start=start, length=size), past_the_end=b""))
+        return memoryview(
+            await self._ask(lambda: _watched(obstore.get_range_async(self._store, name, start=start, length=size)), past_the_end=b"")
+        )
 
     async def read_whole(self, name: str) -> memoryview:
         """Ask for all bytes of an object."""
 
         async def get() -> Any:
-            answer = await self._store.get_async(name)
-            data = await answer.bytes_async()
+            answer = await _watched(obstore.get_async(self._store, name))
+            data = await _watched(answer.bytes_async())
             if len(data) != answer.meta["size"]:
                 raise TransientError(f"{len(data)} of {answer.meta['size']} bytes came")
             return data
@@ -83,14 +93,14 @@ class ObjectBackend:
 
     async def size(self, name: str) -> int:
         """Ask for an object's size in bytes."""
-        meta = await self._ask(lambda: self._store.head_async(name))
+        meta = await self._ask(lambda: _watched(obstore.head_async(self._store, name)))
         return int(meta["size"])
 
     async def names(self) -> list[str] | None:
         """List what lies directly below the root; None where the server cannot."""
         if self._family == "http":
             return None  # listing needs WebDAV, which hardly any server speaks
-        found = await self._ask(lambda: self._store.list_with_delimiter_async())
+        found = await self._ask(lambda: _watched(obstore.list_with_delimiter_async(self._store)))
         return [meta["path"] for meta in found["objects"]]
 
     async def _ask(self, request: Callable[[], Awaitable[T]], past_the_end: T | None = None) -> T:
@@ -114,6 +124,23 @@ class ObjectBackend:
         if is_retryable(text):
             return TransientError(brief(text))
         return PermanentError(brief(text), "Check the URL, the region and the endpoint.")
+
+
+def _watched(future: Any) -> Any:
+    _under_way.add(future)
+    return future
+
+
+def _drain() -> None:
+    """Wait until no thread of obstore's will call into Python: one that does while the interpreter is taken down aborts the process."""
+    end = time.monotonic() + DRAIN_S
+    while _under_way and _first_user == [os.getpid()] and time.monotonic() < end:
+        obstore.parse_scheme("s3://bucket")  # any call: obstore lets go of what its threads have dropped when it is called
+        time.sleep(0.001)
+
+
+# before the event loop is there, hence run after it has called everything off
+atexit.register(_drain)
 
 
 def _login(url: str) -> tuple[str, dict[str, str]]:
