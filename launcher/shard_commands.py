@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shards import configfile
 from shards.config import WriteConfig
@@ -57,12 +58,12 @@ def repair_data_set(folder: str | Path, copies: str | None) -> int:
 
 def filter_version(folder: Path, path: Path | None, words: Sequence[str]) -> None:
     """Make a version without what the rules drop, and print how many each dropped."""
-    print(filter_data_set(folder, configfile.load(FilterVersionConfig, path, words)))
+    print(filter_data_set(folder, configfile.load(FilterVersionConfig, path, _with_lists(FilterVersionConfig, words))))
 
 
 def dedup_version(folder: Path, path: Path | None, words: Sequence[str]) -> None:
     """Make a version without duplicates, and print how many there were."""
-    print(dedup_data_set(folder, configfile.load(DedupConfig, path, words)))
+    print(dedup_data_set(folder, configfile.load(DedupConfig, path, _with_lists(DedupConfig, words))))
 
 
 def split_versions(folder: Path, path: Path | None, words: Sequence[str]) -> None:
@@ -89,6 +90,13 @@ def show_data_set(folder: str, key: str | None, out: Path | None) -> None:
     print(report.summary(folder))
     report.render(folder, picture)
     print(f"  histograms and a contact sheet are in {picture}")
+
+
+def _with_lists(cls: type[Any], words: Sequence[str]) -> list[str]:
+    """Let a list of one be given without its brackets: `where=score>=0.5`."""
+    lists = {field.name for field in dataclasses.fields(cls) if str(field.type).startswith("list")}
+    split = [word.partition("=") for word in words]
+    return [f"{key}=[{value}]" if key in lists and not value.startswith("[") else f"{key}{equals}{value}" for key, equals, value in split]
 
 
 def _show_progress(done: int, total: int, name: str = "") -> None:

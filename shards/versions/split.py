@@ -43,7 +43,7 @@ class SplitConfig:
         """Check what types alone cannot say.
 
         Raises:
-            ConfigError: no parts, a name that is no folder name, or fractions that do not add up to 1.
+            ConfigError: fewer than two parts, a name that is no folder name, or fractions that do not add up to 1.
         """
         given = ", ".join(f"{name}={fraction:g}" for name, fraction in self.parts.items())
         for name, fraction in self.parts.items():
@@ -51,8 +51,10 @@ class SplitConfig:
                 raise ConfigError(f"`parts`: {name!r} cannot be the name of a folder. Use letters, digits, '.', '_' and '-'.")
             if not 0.0 < fraction <= 1.0:
                 raise ConfigError(f"`parts.{name}` must be over 0 and at most 1; got {fraction:g}.")
-        if abs(sum(self.parts.values()) - 1.0) > 1e-9:
-            raise ConfigError(f"`parts`: the fractions must add up to 1; got {given or 'none'}. Give for example train=0.9 val=0.1.")
+        if len(self.parts) < 2 or abs(sum(self.parts.values()) - 1.0) > 1e-9:
+            raise ConfigError(
+                f"`parts`: at least two fractions must add up to 1; got {given or 'none'}. Give for example train=0.9 val=0.1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

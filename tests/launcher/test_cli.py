@@ -7,6 +7,7 @@ import pytest
 
 from launcher.cli import split_words
 from tests.launcher.launching import MMSCALE, REPO, write_stage
+from tests.shards.tars import make_data_set
 
 
 def mmscale(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -33,6 +34,14 @@ def test_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
         (("runs", "show", "{folder}"), 1, "is not a run folder"),
         (("checkpoints", "verify", "{folder}"), 1, "has no committed checkpoint"),
         (("shards", "write", "source=folder"), 2, "`out` is required"),
+        (("shards", "filter", "{folder}", "min_side=3"), 2, "`out` is required"),
+        (("shards", "filter", "{folder}", "out=x", "min_sid=3"), 2, "Key 'min_sid' not in 'FilterVersionConfig'. Did you mean"),
+        (("shards", "filter", "{folder}", "out=x", "where=score"), 2, "`where`: 'score' is no condition"),
+        (("shards", "dedup", "{folder}", "out=x", "near=99"), 2, "`near` must be 0 to 12 bits; got 99"),
+        (("shards", "split", "{folder}", "out=x", "train=0.9", "val=0.2"), 2, "must add up to 1; got train=0.9, val=0.2"),
+        (("shards", "merge", "out=x"), 2, "There is nothing to merge"),
+        (("shards", "verify", "{folder}", "--repair"), 2, "--repair needs --full"),
+        (("shards", "verify", "{folder}", "--full", "--repair"), 1, "There are no .tar files in"),
     ],
 )
 def test_mistake_is_one_paragraph(tmp_path: Path, words: tuple[str, ...], code: int, message: str) -> None:
@@ -48,3 +57,31 @@ def test_leading_configuration_file_is_told_from_words() -> None:
     assert split_words(["a.yaml", "b=1"]) == (Path("a.yaml"), ["b=1"])
     assert split_words(["a=1", "b=2"]) == (None, ["a=1", "b=2"])
     assert split_words([]) == (None, [])
+
+
+def test_versions_of_a_data_set(tmp_path: Path) -> None:
+    base = make_data_set(tmp_path / "base")
+    done = mmscale("shards", "filter", str(base), f"out={tmp_path / 'f'}", "where=number>=3", "processes=1")
+    assert done.stdout.startswith("  where                dropped 3\n9 of 12 samples kept; ")
+    done = mmscale("shards", "split", str(tmp_path / "f"), f"out={tmp_path / 's'}", "train=0.5", "val=0.5", "processes=1")
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["train", "val"]
+    done = mmscale("shards", "merge", str(tmp_path / "s" / "train"), str(tmp_path / "s" / "val"), f"out={tmp_path / 'm'}", "rewrite=true")
+    assert done.stdout.startswith("9 samples in 1 shards; ")
+    done = mmscale("shards", "dedup", str(tmp_path / "m"), f"out={tmp_path / 'd'}", f"against={base}", "processes=1")
+    assert done.stdout.startswith("0 of 9 samples kept, 9 exact and 0 near duplicates dropped; ")
+    assert done.returncode == 0
+
+
+def test_repair_says_what_it_did_and_fails_where_it_could_not(tmp_path: Path) -> None:
+    base = make_data_set(tmp_path / "base")
+    (base / "s-000.index.arrow").unlink()
+    done = mmscale("shards", "verify", str(base), "--full", "--repair")
+    assert done.stdout.startswith("repaired  s-000.tar: indexed again; its sidecar was missing.\n1 repaired, 0 could not be; 12 samples, ")
+    assert done.returncode == 0
+    (base / "s-000.tar").rename(tmp_path / "s-000.tar")
+    done = mmscale("shards", "verify", str(base), "--full", "--repair")
+    assert done.stdout.startswith("FAILED    s-000.tar: the tar is missing. Copy it here or give --from;")
+    assert done.returncode == 1
+    done = mmscale("shards", "verify", str(base), "--full", "--repair", "--from", str(tmp_path))
+    assert done.stdout.startswith(f"repaired  s-000.tar: fetched again from {tmp_path}; the tar was missing.")
+    assert done.returncode == 0

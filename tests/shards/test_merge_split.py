@@ -37,7 +37,7 @@ def base(tmp_path_factory):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**40))
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(0, 2**40))
 def test_a_split_is_a_partition(base, tmp_path_factory, weights, seed):
     out = tmp_path_factory.mktemp("split")
     parts = split(base, out, *(f"p{number}={weight / sum(weights)!r}" for number, weight in enumerate(weights)), f"seed={seed}")
@@ -76,7 +76,8 @@ def test_equal_fields_stay_together(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the fractions must add up to 1; got none. Give for example train=0.9 val=0.1"),
+        ([], "at least two fractions must add up to 1; got none. Give for example train=0.9 val=0.1"),
+        (["parts.sed=1"], "at least two fractions must add up to 1; got sed=1"),
         (["parts.train=0.9", "parts.val=0.2"], "must add up to 1; got train=0.9, val=0.2"),
         (["parts.train=1.0", "parts.val=0.0"], r"`parts\.val` must be over 0 and at most 1; got 0"),
         (["parts={../x: 1.0}"], "'../x' cannot be the name of a folder"),
