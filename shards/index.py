@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from shards import img2dataset
 from shards.commit import commit_bytes
 from shards.errors import SampleError, ShardError
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path, write_manifest
@@ -182,23 +183,28 @@ def build_manifest(folder: str | Path) -> Manifest:
 def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
     """Index every tar of a folder that lacks a valid sidecar, then write the manifest.
 
+    Tars of img2dataset are compared with the tables and statistics that lie beside them.
+
     Raises:
         ShardError: there is no tar, or some cannot be indexed; the sound ones are indexed all the same.
     """
     folder = Path(folder)
     tars = _tars(folder)
     faults: list[str] = []
+    downloaded = img2dataset.is_output(folder)
     for done, tar in enumerate(tars, 1):
         try:
             if not _is_indexed(tar):
                 write_index(sidecar_path(tar), index_tar(tar))
+            if downloaded:
+                img2dataset.check(tar, read_index(sidecar_path(tar))["key"].to_pylist())
         except ShardError as e:
             faults.append(str(e))
         if progress:
             progress(done, len(tars), tar.name)
     if faults:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise ShardError(f"{len(faults)} of {len(tars)} tars cannot be indexed. {' '.join(faults[:5])}{more}")
+        raise ShardError(f"{len(faults)} of {len(tars)} tars cannot be used. {' '.join(faults[:5])}{more}")
     return build_manifest(folder)
 
 
