@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import tarfile
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import yaml
 from shards.commit import commit_bytes
 from shards.errors import ShardError
 from shards.manifest import Manifest
-from shards.sample import split_name
+
+_PART = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")
 
 FORMAT_VERSION = "7.4.1"
 """Release of Energon whose format this is."""
@@ -34,6 +37,11 @@ def write_energon(manifest: Manifest, *, progress: Callable[[int, int, str], Non
             raise ShardError(f"The shard {info.shard!r} has no samples, which Energon refuses. Delete it and index the folder again.")
         tar = manifest.folder / info.shard
         starts, end = _sample_starts(tar, seen)
+        if len(starts) != info.rows:
+            raise ShardError(
+                f"The tar {str(tar)!r} has {info.rows} samples, and Energon would find {len(starts)}: it takes hidden files in folders for "
+                "samples. Write the data set again: `mmscale shards write source=webdataset`."
+            )
         commit_bytes(tar.with_name(tar.name + ".idx"), struct.pack(f"<{len(starts) + 1}Q", *starts, end))
         if progress:
             progress(done, len(manifest.shards), info.shard)
@@ -59,10 +67,10 @@ def _sample_starts(tar: Path, seen: dict[str, str]) -> tuple[list[int], int]:
     try:
         with tarfile.open(tar, "r:") as archive:
             for member in archive:
-                split = split_name(member.name) if member.isreg() else None
-                if split is None or split[0] == last:
+                split = _PART.match(member.name) if member.isreg() and not _META.match(member.name) else None
+                if split is None or split[1] == last:
                     continue
-                last = split[0]
+                last = split[1]
                 if last in seen:
                     raise ShardError(
                         f"{tar.name}:{last}: this key is in {seen[last]!r} too, and Energon wants each only once in a data set. "

@@ -21,12 +21,13 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards import img2dataset
+from shards.checksum import content_checksum, is_sound
 from shards.commit import commit_bytes
 from shards.errors import SampleError, ShardError
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path, write_manifest
 from shards.sample import Sample, split_name
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 PART = pa.struct(
     [
         pa.field("ext", pa.string(), nullable=False),
@@ -108,23 +109,28 @@ def write_index(path: str | Path, entries: Sequence[IndexEntry], *, tar_sha256: 
     """
     path = Path(path)
     tar = path.with_name(path.name.removesuffix(SIDECAR_SUFFIX) + ".tar")
+    table = _to_table(entries)
     metadata = {
-        "mmscale.index": str(INDEX_VERSION),
-        "mmscale.tar_bytes": str(tar.stat().st_size),
-        "mmscale.tar_sha256": tar_sha256 or file_sha256(tar),
+        b"mmscale.index": str(INDEX_VERSION).encode(),
+        b"mmscale.tar_bytes": str(tar.stat().st_size).encode(),
+        b"mmscale.tar_sha256": (tar_sha256 or file_sha256(tar)).encode(),
     }
+    table = table.replace_schema_metadata(metadata | {b"mmscale.crc32c": content_checksum(table, metadata)})
     buffer = io.BytesIO()
-    table = _to_table(entries).replace_schema_metadata(metadata)
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
     commit_bytes(path, buffer.getvalue())
 
 
-def read_index(path: str | Path) -> pa.Table:
+def read_index(path: str | Path, *, check: bool = False) -> pa.Table:
     """Map a sidecar into memory; the columns are those of `SCHEMA`, one chunk each.
 
+    Args:
+        path: of the sidecar.
+        check: compare its content with the checksum in it, where no manifest vouches for the whole file.
+
     Raises:
-        ShardError: it is missing or malformed.
+        ShardError: it is missing, malformed or damaged.
     """
     path = Path(path)
     try:
@@ -140,6 +146,10 @@ def read_index(path: str | Path) -> pa.Table:
             f"{str(path)!r} is a sidecar of another format than version {INDEX_VERSION}. "
             f"Delete it and run `mmscale shards index {path.parent}`."
         )
+    if check and not is_sound(table):
+        raise ShardError(
+            f"{str(path)!r} is damaged: its rows do not match the checksum in it. Delete it and run `mmscale shards index {path.parent}`."
+        )
     return table.combine_chunks()
 
 
@@ -150,7 +160,7 @@ def shard_info(tar: Path) -> ShardInfo:
         ShardError: its sidecar is missing or malformed, or belongs to a tar of another size.
     """
     path = sidecar_path(tar)
-    table = read_index(path)
+    table = read_index(path, check=True)
     recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
     size = tar.stat().st_size
     if size != recorded:
@@ -227,7 +237,7 @@ def _tars(folder: Path) -> list[Path]:
 def _is_indexed(tar: Path) -> bool:
     path = sidecar_path(tar)
     try:
-        recorded = int(read_index(path).schema.metadata[b"mmscale.tar_bytes"])
+        recorded = int(read_index(path, check=True).schema.metadata[b"mmscale.tar_bytes"])
     except ShardError:
         return False
     status = tar.stat()
@@ -239,6 +249,7 @@ def _samples(tar: Path) -> Iterator[tuple[Sample, dict[str, int]]]:
     parts: dict[str, bytes] = {}
     offsets: dict[str, int] = {}
     for name, offset, data in _members(tar):
+        _check_name(tar, name)
         split = split_name(name)
         if split is None:
             continue
@@ -254,6 +265,15 @@ def _samples(tar: Path) -> Iterator[tuple[Sample, dict[str, int]]]:
         parts[ext], offsets[ext] = data, offset
     if key is not None:
         yield Sample(key, parts), offsets
+
+
+def _check_name(tar: Path, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as e:
+        raise ShardError(
+            f"The tar {str(tar)!r} holds a member {name!r} whose name is not UTF-8. Write the tar again with names in UTF-8."
+        ) from e
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:

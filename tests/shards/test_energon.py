@@ -97,3 +97,11 @@ def test_what_energon_refuses_is_named(tmp_path):
     (tmp_path / "a.tar").unlink()
     with pytest.raises(ShardError, match=r"a\.tar' cannot be read"):
         write_energon(manifest)
+
+
+def test_hidden_files_that_energon_takes_for_samples_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("dir/a.txt", "dir/._a.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ShardError, match=r"a\.tar' has 1 samples, and Energon would find 2: it takes hidden files"):
+        write_energon(adopt(tmp_path))
