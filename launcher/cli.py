@@ -61,11 +61,14 @@ def shards_write(
 
 
 @shards_app.command("index")
-def shards_index(folder: Folder) -> None:
-    """Adopt WebDataset tars that others wrote: index each and write the manifest."""
+def shards_index(
+    folder: Folder,
+    energon: Annotated[bool, typer.Option("--energon", help="Also write what Megatron-Energon reads: .tar.idx and .nv-meta.")] = False,
+) -> None:
+    """Adopt WebDataset tars that others wrote, img2dataset's among them: index each and write the manifest."""
     from launcher import shard_commands
 
-    shard_commands.index_tars(folder)
+    shard_commands.index_tars(folder, energon)
 
 
 @shards_app.command("verify")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shards import configfile
+from shards import configfile, img2dataset
 from shards.config import WriteConfig
+from shards.energon import write_energon
 from shards.index import adopt
 from shards.repair import repair
 from shards.verify import verify
@@ -25,9 +26,13 @@ def write_data_set(path: Path | None, words: Sequence[str]) -> None:
     print(write_shards(configfile.load(WriteConfig, path, words)))
 
 
-def index_tars(folder: Path) -> None:
-    """Index every tar that is not, write the manifest, and print what the data set holds."""
+def index_tars(folder: Path, energon: bool) -> None:
+    """Index every tar that is not, write the manifest, for Energon too if asked for, and print what the data set holds."""
     manifest = adopt(folder, progress=_show_progress)
+    if img2dataset.is_output(folder):
+        print(img2dataset.downloads([folder / info.shard for info in manifest.shards]))
+    if energon:
+        write_energon(manifest, progress=_show_progress)
     print(f"{manifest.rows} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:,.1f} MiB, version {manifest.digest[:12]}")
 
 

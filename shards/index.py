@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from shards import img2dataset
+from shards.checksum import content_checksum, is_sound
 from shards.commit import commit_bytes
 from shards.digest import file_sha256
 from shards.errors import SampleError, ShardError
@@ -29,7 +31,7 @@ from shards.sample import Sample, split_name
 from shards.store.local import LocalTar, map_file
 from shards.tar_scan import scan_tar
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 PART = pa.struct(
     [
         pa.field("ext", pa.string(), nullable=False),
@@ -112,41 +114,47 @@ def write_index(path: str | Path, entries: Sequence[IndexEntry], *, tar_sha256: 
     """
     path = Path(path)
     tar = path.with_name(path.name.removesuffix(SIDECAR_SUFFIX) + ".tar")
+    table = _to_table(entries)
     metadata = {
-        "mmscale.index": str(INDEX_VERSION),
-        "mmscale.tar_bytes": str(tar.stat().st_size),
-        "mmscale.tar_sha256": tar_sha256 or file_sha256(tar),
+        b"mmscale.index": str(INDEX_VERSION).encode(),
+        b"mmscale.tar_bytes": str(tar.stat().st_size).encode(),
+        b"mmscale.tar_sha256": (tar_sha256 or file_sha256(tar)).encode(),
     }
+    table = table.replace_schema_metadata(metadata | {b"mmscale.crc32c": content_checksum(table, metadata)})
     buffer = io.BytesIO()
-    table = _to_table(entries).replace_schema_metadata(metadata)
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
     commit_bytes(path, buffer.getvalue())
 
 
-def read_index(path: str | Path) -> pa.Table:
+def read_index(path: str | Path, *, check: bool = False) -> pa.Table:
     """Map a sidecar into memory; the columns are those of `SCHEMA`, one chunk each.
 
+    Args:
+        path: of the sidecar.
+        check: compare its content with the checksum in it, where no manifest vouches for the whole file.
+
     Raises:
-        ShardError: it is missing or malformed.
+        ShardError: it is missing, malformed or damaged.
     """
     path = Path(path)
     try:
-        return parse_index(map_file(path), str(path.parent), path.name)
+        return parse_index(map_file(path), str(path.parent), path.name, check=check)
     except FileNotFoundError as e:
         raise ShardError(f"There is no sidecar {str(path)!r}. Run `mmscale shards index {path.parent}`.") from e
 
 
-def parse_index(data: pa.Buffer, root: str, name: str) -> pa.Table:
+def parse_index(data: pa.Buffer, root: str, name: str, *, check: bool = False) -> pa.Table:
     """Look at the bytes of a sidecar as a table, without a copy.
 
     Args:
         data: all of its bytes.
         root: the folder or URL it is from.
         name: its file name there.
+        check: as in `read_index`.
 
     Raises:
-        ShardError: it is malformed.
+        ShardError: it is malformed or damaged.
     """
     try:
         with pa.ipc.open_file(data) as file:
@@ -158,6 +166,10 @@ def parse_index(data: pa.Buffer, root: str, name: str) -> pa.Table:
         raise ShardError(
             f"{f'{root}/{name}'!r} is a sidecar of another format than version {INDEX_VERSION}. "
             f"Delete it and run `mmscale shards index {root}`."
+        )
+    if check and not is_sound(table):
+        raise ShardError(
+            f"{f'{root}/{name}'!r} is damaged: its rows do not match the checksum in it. Delete it and run `mmscale shards index {root}`."
         )
     return table.combine_chunks()
 
@@ -174,7 +186,7 @@ def shard_info(tar: Path, *, location: str | None = None, mask: Mask | None = No
         ShardError: its sidecar is missing or malformed, or belongs to a tar of another size.
     """
     path = sidecar_path(tar)
-    table = read_index(path)
+    table = read_index(path, check=True)
     recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
     size = tar.stat().st_size
     if size != recorded:
@@ -215,6 +227,8 @@ def build_manifest(folder: str | Path) -> Manifest:
 def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
     """Index every tar of a folder that lacks a valid sidecar, then write the manifest.
 
+    Tars of img2dataset are compared with the tables and statistics that lie beside them.
+
     Raises:
         ShardError: there is no tar, or some cannot be indexed; the sound ones are indexed all the same.
     """
@@ -222,10 +236,13 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
     special = _special_shards(folder)
     tars = _tars(folder, required=not special)
     faults: list[str] = []
+    downloaded = img2dataset.is_output(folder)
     for done, tar in enumerate(tars, 1):
         try:
             if not _is_indexed(tar, special.get(tar.name)):
                 write_index(sidecar_path(tar), index_tar(tar))
+            if downloaded:
+                img2dataset.check(tar, read_index(sidecar_path(tar))["key"].to_pylist())
         except ShardError as e:
             faults.append(str(e))
         except OSError as e:
@@ -234,7 +251,7 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
             progress(done, len(tars), tar.name)
     if faults:
         more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
-        raise ShardError(f"{len(faults)} of {len(tars)} tars cannot be indexed. {' '.join(faults[:5])}{more}")
+        raise ShardError(f"{len(faults)} of {len(tars)} tars cannot be used. {' '.join(faults[:5])}{more}")
     try:
         return build_manifest(folder)
     except OSError as e:
@@ -314,7 +331,7 @@ def _is_indexed(tar: Path, special: ShardInfo | None) -> bool:
     """Tell whether a tar has its sidecar; one that was damaged is asked only for the samples that its row mask keeps."""
     path = sidecar_path(tar)
     try:
-        table = read_index(path)
+        table = read_index(path, check=True)
         status = tar.stat()
         recorded = int(table.schema.metadata[b"mmscale.tar_bytes"])
         if recorded != status.st_size or path.stat().st_mtime_ns < status.st_mtime_ns:

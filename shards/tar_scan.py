@@ -76,11 +76,17 @@ def _broken(path: Path, problem: str) -> str:
 
 
 def _check_name(tar: Path, name: str) -> None:
-    """Refuse a member that would be written outside the folder in which somebody unpacks the tar.
+    """Refuse a member that would be written outside the folder in which somebody unpacks the tar, or that no sidecar can name.
 
     Raises:
-        ShardError: an absolute name, or one with `..` in it.
+        ShardError: an absolute name, one with `..` in it, or one that is not UTF-8.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError as e:
+        raise ShardError(
+            f"The tar {str(tar)!r} holds a member {name!r} whose name is not UTF-8. Write the tar again with names in UTF-8."
+        ) from e
     if not name.startswith("/") and ".." not in name.split("/"):
         return
     kind = "an absolute name" if name.startswith("/") else "'..' in its name"

@@ -43,7 +43,7 @@ def test_names_that_lead_out_of_a_folder(tmp_path, name, kind):
     tar_of(tmp_path / "a.tar", "good.txt", name)
     with pytest.raises(ShardError, match=rf"a\.tar:{name}: the tar .* holds a member with {kind}, which would be unpacked outside"):
         index_tar(tmp_path / "a.tar")
-    with pytest.raises(ShardError, match=r"1 of 1 tars cannot be indexed\. a\.tar:"):
+    with pytest.raises(ShardError, match=r"1 of 1 tars cannot be used\. a\.tar:"):
         adopt(tmp_path)
     assert not (tmp_path / "manifest.parquet").exists()
 
