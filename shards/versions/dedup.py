@@ -125,6 +125,8 @@ def dedup_data_set(folder: str | Path, config: DedupConfig, *, progress: bool = 
             for info in manifest.shards
         ]
         with sole_writer(folder):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink()
             _compute(tasks, folder, process_count(config.processes), shown=progress)
         features = read_features(tasks, labels=config.by == "pair")
         of_n, distance_n = find_duplicates(features, config.near, sum(reference.rows for reference in references))

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from shards import configfile
 from shards.config import TokenizerConfig, WriteConfig
 from shards.errors import ShardError
-from shards.manifest import Manifest
+from shards.manifest import make_manifest
 from shards.vocabulary import train_tokenizer, write_tokenizer
 from shards.write import write_shards
 
@@ -81,4 +81,4 @@ def test_trained_again_only_for_other_settings(tmp_path) -> None:
 
 def test_no_text_to_train_on(tmp_path) -> None:
     with pytest.raises(ShardError, match=r"hold no captions to train a tokenizer on. Name the fields that hold texts in tokenizer.fields"):
-        write_tokenizer(tmp_path, Manifest(folder=tmp_path, shards=()), TokenizerConfig(kind="bpe"))
+        write_tokenizer(tmp_path, make_manifest(tmp_path, []), TokenizerConfig(kind="bpe"))
