@@ -95,7 +95,7 @@ def shards_verify(
 
 @shards_app.command("filter")
 def shards_filter(folder: Folder, words: Words = None) -> None:
-    """Make a version without the samples that rules drop, for example: out=data/y min_side=200 where='[score>=0.5]'."""
+    """Make a version without the samples that rules drop, for example: out=data/y min_side=200 'where=score>=0.5'."""
     from launcher import shard_commands
 
     shard_commands.filter_version(folder, *split_words(words or []))
@@ -103,7 +103,7 @@ def shards_filter(folder: Folder, words: Words = None) -> None:
 
 @shards_app.command("dedup")
 def shards_dedup(folder: Folder, words: Words = None) -> None:
-    """Make a version without duplicate pictures, for example: out=data/y near=3 against='[data/test]'."""
+    """Make a version without duplicate pictures, for example: out=data/y near=4 against=data/test."""
     from launcher import shard_commands
 
     shard_commands.dedup_version(folder, *split_words(words or []))

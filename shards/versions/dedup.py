@@ -54,7 +54,7 @@ class DedupConfig:
     out: str = "???"
     """Folder that receives the version: a manifest pointing at the tars where they lie, duplicates.parquet and near-duplicates.png."""
     near: int | None = None
-    """Bits of 64 in which the looks of near duplicates differ at most, 0 to 12, such as 3; null drops only the very same pictures."""
+    """Bits of 64 in which the looks of near duplicates differ at most, 0 to 12, such as 4; null drops only the very same pictures."""
     by: Literal["image", "pair"] = "image"
     """image: equal pictures are duplicates whatever their captions; pair: only if the captions are equal too."""
     against: list[str] = field(default_factory=list)
@@ -125,6 +125,8 @@ def dedup_data_set(folder: str | Path, config: DedupConfig, *, progress: bool = 
             for info in manifest.shards
         ]
         with sole_writer(folder):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink()
             _compute(tasks, folder, process_count(config.processes), shown=progress)
         features = read_features(tasks, labels=config.by == "pair")
         of_n, distance_n = find_duplicates(features, config.near, sum(reference.rows for reference in references))
