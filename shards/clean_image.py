@@ -69,7 +69,7 @@ def clean_image(key: str, data: bytes, config: ImageConfig) -> CleanImage:
             pixels = _pixels(key, image, data, config, changed=changed)
         sizes = _sizes(upright, config)
         kept = data if not changed and image.format == target else None
-        encoded = [kept if kept is not None and size == upright else _encode(pixels, size, target, config) for size in sizes]
+        encoded = [kept if kept is not None and size == upright else encode_image(pixels, size, target, config) for size in sizes]
     extension = EXTENSIONS[target]
     smaller = {f"{side}.{extension}": part for side, part in zip(_sides(config)[1:], encoded[1:], strict=True)}
     return CleanImage(extension, encoded[0], *sizes[0], smaller)
@@ -153,10 +153,11 @@ def _sides(config: ImageConfig) -> list[int | None]:
 def _sizes(upright: tuple[int, int], config: ImageConfig) -> list[tuple[int, int]]:
     if config.size is not None:
         return [(config.size, config.size)]
-    return [_shrunk(upright, side) for side in _sides(config)]
+    return [shrunk(upright, side) for side in _sides(config)]
 
 
-def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+def shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+    """Width and height at that short side; a smaller image stays as it is."""
     if short_side is None or min(size) <= short_side:
         return size
     scale = short_side / min(size)
@@ -210,7 +211,7 @@ def _refuse_float(key: str) -> Image.Image:
     raise SampleError(key, "unsupported_image", "The pixels are floating-point numbers without a known range.")
 
 
-def _encode(pixels: Image.Image | jpeg.Pixels, size: tuple[int, int], target: str, config: ImageConfig) -> bytes:
+def encode_image(pixels: Image.Image | jpeg.Pixels, size: tuple[int, int], target: str, config: ImageConfig) -> bytes:
     """Resize and encode."""
     if target == "JPEG" and not (config.size is not None and config.square == "pad"):
         array = _colour_array(pixels)

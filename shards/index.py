@@ -23,9 +23,10 @@ from PIL import Image
 from shards.commit import commit_bytes
 from shards.errors import SampleError, ShardError
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_path, write_manifest
+from shards.media import media_facts
 from shards.sample import Sample, split_name
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 PART = pa.struct(
     [
         pa.field("ext", pa.string(), nullable=False),
@@ -41,6 +42,9 @@ SCHEMA = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("caption_length", pa.int32()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("frames", pa.int32()),
     ]
 )
 """Columns of a sidecar, a row a sample in the order of the tar."""
@@ -72,16 +76,25 @@ class IndexEntry:
     """In the order of the tar."""
     width: int | None = None
     height: int | None = None
-    """Pixels, from the image's header; None without a readable one."""
+    """Pixels, from the header of the image, or else of the video; None without a readable one."""
     caption_length: int | None = None
     """Characters of the longest caption; None without one."""
+    duration_s: float | None = None
+    """Seconds of the audio, or else of the video; None without a readable one."""
+    sample_rate: int | None = None
+    """Of the audio in Hz."""
+    frames: int | None = None
+    """Pictures of the video."""
 
 
 def describe(sample: Sample, offsets: Mapping[str, int]) -> IndexEntry:
     """Build the index row of a sample from its bytes and the offset of each of its parts in the tar."""
     parts = [PartEntry(ext, offsets[ext], len(data), google_crc32c.value(data)) for ext, data in sample.parts.items()]
     width, height = _image_size(sample)
-    return IndexEntry(sample.key, parts, width, height, _caption_length(sample))
+    facts = media_facts(sample)
+    if width is None:
+        width, height = facts.width, facts.height
+    return IndexEntry(sample.key, parts, width, height, _caption_length(sample), facts.duration_s, facts.sample_rate, facts.frames)
 
 
 def index_tar(tar: str | Path) -> list[IndexEntry]:
@@ -315,7 +328,7 @@ def _to_table(entries: Sequence[IndexEntry]) -> pa.Table:
 
 def _statistics(table: pa.Table) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in ("width", "height", "caption_length"):
+    for name in ("width", "height", "caption_length", "duration_s", "sample_rate", "frames"):
         extremes = pc.min_max(table[name]).as_py()
         found |= {f"{name}_min": extremes["min"], f"{name}_mean": pc.mean(table[name]).as_py(), f"{name}_max": extremes["max"]}
     return found

@@ -74,7 +74,9 @@ def encode_resized(pixels: Pixels, width: int, height: int, *, quality: int, sub
     """
     luma, blue, red = _resized_planes(pixels, width, height)
     if subsampling == "420":
-        blue, red = _halved(blue), _halved(red)
+        # TurboJPEG reads luma in pairs: beyond an odd side it takes what lies behind a row, which must not be chance.
+        luma = _even(luma)[:height, :width]
+        blue, red = _halved(_even(blue)), _halved(_even(red))
     data: bytes = simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality)
     return data
 
@@ -102,11 +104,20 @@ def _plane(plane: Any, width: int, height: int) -> Pixels:
     return np.ascontiguousarray(np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)[:, :width])
 
 
+def _even(plane: Pixels) -> Pixels:
+    """Repeat the last row and column of odd ones."""
+    height, width = plane.shape
+    if height % 2 == 0 and width % 2 == 0:
+        return plane
+    even = np.empty((height + height % 2, width + width % 2), np.uint8)
+    even[:height, :width] = plane
+    even[:height, width:] = plane[:, -1:]
+    even[height:] = even[height - 1]
+    return even
+
+
 def _halved(plane: Pixels) -> Pixels:
     """Average two by two, as JPEG places chroma: swscale's own halving is a quarter of a pixel to the left, as in MPEG-2."""
-    height, width = plane.shape
-    if height % 2 or width % 2:
-        plane = np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")
     rows = plane[0::2].astype(np.uint16) + plane[1::2]
     averages: Pixels = ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
     return averages

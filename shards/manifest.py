@@ -17,7 +17,7 @@ from shards.errors import ShardError
 
 MANIFEST_NAME = "manifest.parquet"
 SIDECAR_SUFFIX = ".index.arrow"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class ShardInfo:
     index_sha256: str
     """Of its sidecar."""
     image_count: int = 0
-    """Samples whose image has a readable header."""
+    """Samples whose image or video has a readable header."""
     width_min: int | None = None
     width_mean: float | None = None
     width_max: int | None = None
@@ -50,6 +50,18 @@ class ShardInfo:
     caption_length_mean: float | None = None
     caption_length_max: int | None = None
     """Characters."""
+    duration_s_min: float | None = None
+    duration_s_mean: float | None = None
+    duration_s_max: float | None = None
+    """Seconds of audio or video."""
+    sample_rate_min: int | None = None
+    sample_rate_mean: float | None = None
+    sample_rate_max: int | None = None
+    """Of audio, in Hz."""
+    frames_min: int | None = None
+    frames_mean: float | None = None
+    frames_max: int | None = None
+    """Pictures of a video."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -160,7 +160,10 @@ def _add(stream: TarStream, sample: CleanSample) -> IndexEntry:
         data = sample.parts[extension]
         offset = stream.add(f"{sample.key}.{extension}", data)
         parts.append(PartEntry(extension, offset, len(data), google_crc32c.value(data)))
-    return IndexEntry(sample.key, parts, sample.width, sample.height, sample.caption_length)
+    media = sample.media
+    return IndexEntry(
+        sample.key, parts, sample.width, sample.height, sample.caption_length, media.duration_s, media.sample_rate, media.frames
+    )
 
 
 class _Progress:

@@ -51,6 +51,8 @@ class RawSample:
     """One sample as the source holds it, nothing checked or cleaned."""
 
     image: bytes | None = None
+    audio: bytes | None = None
+    video: bytes | None = None
     captions: Sequence[str | bytes] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, bytes] = field(default_factory=dict)

@@ -153,7 +153,7 @@ def test_sidecar_errors(tmp_path):
         read_index(tmp_path / "a.index.arrow")
     with pa.OSFile(str(tmp_path / "a.index.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("key", pa.string())])):
         pass
-    with pytest.raises(ShardError, match="sidecar of another format than version 1"):
+    with pytest.raises(ShardError, match="sidecar of another format than version 2"):
         read_index(tmp_path / "a.index.arrow")
     tar = write_tar(tmp_path / "b.tar", [pair(0)])
     write_index(sidecar_path(tar), index_tar(tar))
