@@ -33,6 +33,32 @@ MOST_SHRINKING = 8
 _reformatter = VideoReformatter()
 
 
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Read width and height of a JPEG that every decoder shows alike: 8 bits, luma and chroma, no Exif or Adobe segment, no second picture.
+
+    Returns:
+        None for any other file, whatever it is.
+
+    Source: ITU-T T.81, annex B.
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    place = 2
+    while place + 10 < len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in (0xC0, 0xC2):
+            bits, components = data[place + 4], data[place + 9]
+            height, width = int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(data[place + 7 : place + 9], "big")
+            numbers = data[place + 10 : place + 19 : 3]
+            return (width, height) if (bits, components, numbers) == (8, 3, b"\1\2\3") and width and height else None
+        if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF) or length < 2:
+            return None
+        if marker == 0xEE or data[place + 4 : place + 8] in (b"Exif", b"MPF\0"):
+            return None
+        place += 2 + length
+    return None
+
+
 def decode(data: bytes, shape: tuple[int, int], least_side: int | None) -> Pixels | None:
     """Decode a colour JPEG, at half, a quarter or an eighth of its size if it is to be made much smaller.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class FolderSource:
             captions = pop_captions(record.key, fields)
         limits = (self._config.image.max_bytes, self._config.audio.max_bytes, self._config.video.max_bytes)
         image, audio, video = (
-            read_file(record.key, self._root / name, limit) if name else None for name, limit in zip(media_files, limits, strict=True)
+            read_file(record.key, f"{self._root}/{name}", limit) if name else None for name, limit in zip(media_files, limits, strict=True)
         )
         return RawSample(image=image, audio=audio, video=video, captions=captions, fields=fields)
 
@@ -68,7 +69,7 @@ class FolderSource:
         return text.splitlines()
 
     def _read(self, key: str, name: str) -> bytes:
-        return read_file(key, self._root / name, self._image.max_bytes)
+        return read_file(key, f"{self._root}/{name}", self._image.max_bytes)
 
     def _fields(self, key: str, name: str) -> dict[str, Any]:
         return parse_fields(key, self._read(key, name))
@@ -106,37 +107,36 @@ class FolderSource:
                 yield self._record(root, relative, stem, (*chosen, *texts))
 
     def _record(self, root: Path, relative: Path, stem: str, names: tuple[str | None, ...]) -> Record:
-        files = [(relative / name).as_posix() if name else None for name in names]
+        below = "" if relative == Path() else f"{relative.as_posix()}/"
+        files = [below + name if name else None for name in names]
         first = next(file for file in files if file)
-        key = safe_key((relative / stem).as_posix())
+        key = safe_key(below + stem)
         sizes = []
         for file in files:
             if file is None:
                 continue
-            problem = self._link_problem(root, file)
-            if problem:
-                return Record(key, first, None, problem)
-            sizes.append(self._size(file))
+            size = self._size(root, file)
+            if not isinstance(size, int):
+                return Record(key, first, None, size)
+            sizes.append(size)
         return Record(key, first, (*files, tuple(sizes)))
 
-    def _size(self, file: str) -> int:
-        """Bytes of a file, so that a changed source is noticed; -1 for one that just vanished, which reading will refuse."""
+    def _size(self, root: Path, file: str) -> int | tuple[str, str]:
+        """Bytes of a file, so that a changed source is noticed, -1 for one that just vanished, which reading will refuse; or a problem."""
+        path = f"{self._root}/{file}"
         try:
-            return (self._root / file).stat().st_size
+            status = os.lstat(path)
+            if not stat.S_ISLNK(status.st_mode):
+                return status.st_size
         except OSError:
             return -1
-
-    def _link_problem(self, root: Path, file: str) -> tuple[str, str] | None:
-        path = self._root / file
-        if not path.is_symlink():
-            return None
         try:
-            target = path.resolve(strict=True)
+            target = Path(path).resolve(strict=True)
         except (OSError, RuntimeError):
             return "missing_file", f"{file} is a link that leads nowhere."
-        if target.is_relative_to(root):
-            return None
-        return "outside_folder", f"{file} is a link out of the folder."
+        if not target.is_relative_to(root):
+            return "outside_folder", f"{file} is a link out of the folder."
+        return target.stat().st_size
 
 
 def parse_fields(key: str, data: bytes) -> dict[str, Any]:
