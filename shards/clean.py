@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shards.clean_audio import CleanAudio, clean_audio
 from shards.clean_image import CleanImage, clean_image, image_size
 from shards.clean_text import clean_text, decode_field
+from shards.clean_video import CleanVideo, clean_video
 from shards.config import WriteConfig
 from shards.errors import SampleError
 from shards.filter import Judge
+from shards.media import MediaFacts, media_facts
+from shards.sample import Sample
 from shards.sources.record import RawSample, Record
 
 # KEY.json describes what was written under these names; what the source had there moves to `input_NAME`.
@@ -29,6 +33,8 @@ class CleanSample:
     width: int | None
     height: int | None
     caption_length: int | None
+    media: MediaFacts
+    """Of audio and video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +64,31 @@ def clean_sample(record: Record, raw: RawSample, config: WriteConfig, judge: Jud
         if reason is not None:
             return LeftOut(record.key, reason)
     image = _image(record.key, raw, config)
-    fields = _fields(record, raw, image)
+    audio = clean_audio(record.key, raw.audio, config.audio) if raw.audio is not None else None
+    video = clean_video(record.key, raw.video, config.video) if raw.video is not None else None
+    fields = _fields(record, raw, image, audio, video)
     parts = dict(raw.extra)
-    if image is not None:
-        for extension, data in {image.extension: image.data, **image.smaller}.items():
-            _put(record.key, parts, extension, data)
+    for extension, data in _media_parts(image, audio, video):
+        _put(record.key, parts, extension, data)
     if len(captions) == 1:
         _put(record.key, parts, "txt", captions[0].encode("utf-8"))
     elif captions:
         fields["captions"] = captions
     _put(record.key, parts, "json", _json(record.key, fields, config))
-    width, height = (image.width, image.height) if image is not None else (None, None)
-    return CleanSample(record.key, parts, width, height, max(map(len, captions), default=None))
+    facts = media_facts(Sample(record.key, parts)) if audio is not None or video is not None or raw.extra else MediaFacts()
+    width, height = (image.width, image.height) if image is not None else (facts.width, facts.height)
+    longest = max(map(len, captions), default=None)
+    return CleanSample(record.key, parts, width, height, longest, facts)
+
+
+def _media_parts(image: CleanImage | None, audio: CleanAudio | None, video: CleanVideo | None) -> Iterator[tuple[str, bytes]]:
+    if image is not None:
+        yield image.extension, image.data
+        yield from image.smaller.items()
+    if audio is not None:
+        yield audio.extension, audio.data
+    if video is not None:
+        yield from video.parts.items()
 
 
 def _captions(key: str, raw: RawSample, config: WriteConfig) -> list[str]:
@@ -85,18 +104,24 @@ def _captions(key: str, raw: RawSample, config: WriteConfig) -> list[str]:
 def _image(key: str, raw: RawSample, config: WriteConfig) -> CleanImage | None:
     if raw.image is not None:
         return clean_image(key, raw.image, config.image)
-    if config.image.required:
+    if config.image.required and raw.audio is None and raw.video is None:
         raise SampleError(key, "no_image", "There is no image; image.required=false would write the sample without one.")
     return None
 
 
-def _fields(record: Record, raw: RawSample, image: CleanImage | None) -> dict[str, Any]:
-    fields = {f"input_{name}" if name in OWN_FIELDS else name: _plain(value) for name, value in raw.fields.items()}
-    fields["source"] = record.where
+def _fields(record: Record, raw: RawSample, image: CleanImage | None, audio: CleanAudio | None, video: CleanVideo | None) -> dict[str, Any]:
+    own: dict[str, Any] = {}
+    if video is not None and raw.video is not None:
+        own |= {"duration_s": video.duration_s, "frames": video.frames, "fps": video.fps, "width": video.width, "height": video.height}
+        own["video_sha256"] = hashlib.sha256(raw.video).hexdigest()
+    if audio is not None and raw.audio is not None:
+        own |= {"duration_s": audio.duration_s, "sample_rate": audio.sample_rate, "channels": audio.channels}
+        own["audio_sha256"] = hashlib.sha256(raw.audio).hexdigest()
     if image is not None and raw.image is not None:
-        fields["width"], fields["height"] = image.width, image.height
-        fields["sha256"] = hashlib.sha256(raw.image).hexdigest()
-    return fields
+        own |= {"width": image.width, "height": image.height, "sha256": hashlib.sha256(raw.image).hexdigest()}
+    own["source"] = record.where
+    taken = {*OWN_FIELDS, *own}
+    return {f"input_{name}" if name in taken else name: _plain(value) for name, value in raw.fields.items()} | own
 
 
 def _plain(value: Any) -> Any:

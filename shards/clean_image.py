@@ -60,16 +60,25 @@ def clean_image(key: str, data: bytes, config: ImageConfig) -> CleanImage:
     """
     if not data:
         raise SampleError(key, "empty_file", "The image has no bytes.")
-    with _pillow_settings():
-        with _opened(key, data) as image:
-            _check_header(key, image, config)
-            changed = _needs_conversion(image, data)
-            target = _target_format(image, config)
-            upright = _upright_size(image)
-            pixels = _pixels(key, image, data, config, changed=changed)
-        sizes = _sizes(upright, config)
+    size = jpeg.plain_size(data)
+    if size is not None and config.format in ("auto", "jpeg"):
+        _check_size(key, size, config)
+        plain = jpeg.decode(data, size, _least_side(config))
+        if plain is not None:
+            return _made(plain, size, "JPEG", data, config)
+    with _pillow_settings(), _opened(key, data) as image:
+        _check_size(key, image.size, config)
+        changed = _needs_conversion(image, data)
+        target = _target_format(image, config)
         kept = data if not changed and image.format == target else None
-        encoded = [kept if kept is not None and size == upright else _encode(pixels, size, target, config) for size in sizes]
+        upright = _upright_size(image)
+        return _made(_pixels(key, image, data, config, changed=changed), upright, target, kept, config)
+
+
+def _made(pixels: Image.Image | jpeg.Pixels, upright: tuple[int, int], target: str, kept: bytes | None, config: ImageConfig) -> CleanImage:
+    """Encode at every size asked for; the bytes to be kept serve at their own."""
+    sizes = _sizes(upright, config)
+    encoded = [kept if kept is not None and size == upright else encode_image(pixels, size, target, config) for size in sizes]
     extension = EXTENSIONS[target]
     smaller = {f"{side}.{extension}": part for side, part in zip(_sides(config)[1:], encoded[1:], strict=True)}
     return CleanImage(extension, encoded[0], *sizes[0], smaller)
@@ -84,7 +93,7 @@ def image_size(key: str, data: bytes, config: ImageConfig) -> tuple[int, int]:
     if not data:
         raise SampleError(key, "empty_file", "The image has no bytes.")
     with _pillow_settings(), _opened(key, data) as image:
-        _check_header(key, image, config)
+        _check_size(key, image.size, config)
         return _upright_size(image)
 
 
@@ -111,8 +120,8 @@ def _opened(key: str, data: bytes) -> Image.Image:
         raise SampleError(key, "not_an_image", f"No decoder knows these {len(data)} bytes as an image.") from e
 
 
-def _check_header(key: str, image: Image.Image, config: ImageConfig) -> None:
-    width, height = image.size
+def _check_size(key: str, size: tuple[int, int], config: ImageConfig) -> None:
+    width, height = size
     if width * height > config.max_pixels:
         raise SampleError(key, "too_many_pixels", f"The image is {width}x{height}; image.max_pixels is {config.max_pixels}.")
     if min(width, height) < config.min_side:
@@ -153,10 +162,11 @@ def _sides(config: ImageConfig) -> list[int | None]:
 def _sizes(upright: tuple[int, int], config: ImageConfig) -> list[tuple[int, int]]:
     if config.size is not None:
         return [(config.size, config.size)]
-    return [_shrunk(upright, side) for side in _sides(config)]
+    return [shrunk(upright, side) for side in _sides(config)]
 
 
-def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+def shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+    """Width and height at that short side; a smaller image stays as it is."""
     if short_side is None or min(size) <= short_side:
         return size
     scale = short_side / min(size)
@@ -164,13 +174,15 @@ def _shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
     return width, height
 
 
-def _pixels(key: str, image: Image.Image, data: bytes, config: ImageConfig, *, changed: bool) -> Image.Image | jpeg.Pixels:
-    """Decode, by the fast decoder if it has no doubt. An image that is to be kept is decoded too: it may be damaged.
-
-    What is to become much smaller is decoded at half its size or less, but not below twice the size wanted: the last step is a good filter.
-    """
+def _least_side(config: ImageConfig) -> int | None:
+    """What is to become much smaller is decoded at half its size or less, but not below twice the size wanted: the filter comes last."""
     side = _sides(config)[0]
-    least = None if side is None else 2 * side
+    return None if side is None else 2 * side
+
+
+def _pixels(key: str, image: Image.Image, data: bytes, config: ImageConfig, *, changed: bool) -> Image.Image | jpeg.Pixels:
+    """Decode, by the fast decoder if it has no doubt. An image that is to be kept is decoded too: it may be damaged."""
+    least = _least_side(config)
     if image.format == "JPEG" and image.mode == "RGB" and not changed:
         pixels = jpeg.decode(data, image.size, least)
         if pixels is not None:
@@ -210,7 +222,7 @@ def _refuse_float(key: str) -> Image.Image:
     raise SampleError(key, "unsupported_image", "The pixels are floating-point numbers without a known range.")
 
 
-def _encode(pixels: Image.Image | jpeg.Pixels, size: tuple[int, int], target: str, config: ImageConfig) -> bytes:
+def encode_image(pixels: Image.Image | jpeg.Pixels, size: tuple[int, int], target: str, config: ImageConfig) -> bytes:
     """Resize and encode."""
     if target == "JPEG" and not (config.size is not None and config.square == "pad"):
         array = _colour_array(pixels)

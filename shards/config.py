@@ -19,7 +19,11 @@ class ColumnsConfig:
     """Which columns of a table (source=table) become what."""
 
     image: str | None = "image"
-    """Column of image paths, of image bytes, or of {bytes, path} structs; null for a table without images (needs image.required=false)."""
+    """Column of image paths, of image bytes, or of {bytes, path} structs; null for a table without images."""
+    audio: str | None = None
+    """Column of audio, in the same forms; null for a table without."""
+    video: str | None = None
+    """Column of video, in the same forms; null for a table without."""
     caption: str | None = "caption"
     """Column of captions: a text, a list of texts, or several in one text (see caption_separator); null for a table without captions."""
     caption_separator: str | None = None
@@ -59,7 +63,7 @@ class ImageConfig:
     """What is done to images and which are refused."""
 
     required: bool = True
-    """Quarantine samples without an image; false writes them as text-only samples."""
+    """Quarantine samples without an image, audio or video; false writes them as text-only samples."""
     short_side: int | None = None
     """Shrink to this short side in pixels, keeping the aspect ratio; smaller images stay as they are. null: no resizing."""
     sizes: list[int] = field(default_factory=list)
@@ -84,6 +88,45 @@ class ImageConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AudioConfig:
+    """What is done to audio and which is refused."""
+
+    sample_rate: int | None = None
+    """Resample to this rate in Hz; null keeps that of each recording."""
+    channels: Literal["keep", "mono"] = "keep"
+    """Mix all channels into one, or keep them."""
+    format: Literal["auto", "flac", "wav"] = "auto"
+    """Format of what is written, with 16 bits; auto keeps flac, wav, mp3 and ogg and turns what needs another change into flac. Audio in
+    that format which needs no other change keeps its bytes."""
+    max_seconds: float | None = None
+    """Longest recording; see too_long. null for no limit."""
+    too_long: Literal["cut", "quarantine"] = "cut"
+    """What becomes of a longer one: its beginning is written, or nothing."""
+    max_bytes: int = 268_435_456
+    """Refuse audio files of more bytes, before they are read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoConfig:
+    """What is done to video and which is refused."""
+
+    mode: Literal["keep", "frames"] = "keep"
+    """Keep the file as it is if it can be read, or turn it into pictures KEY.000.jpg, KEY.001.jpg, ...; a gif becomes pictures anyway."""
+    frames: int = 8
+    """Pictures of a video, at even distances; fewer of one that has fewer."""
+    fps: float | None = None
+    """Pictures a second instead of a number of them; at most 1,000 in all."""
+    short_side: int | None = None
+    """Shrink pictures to this short side in pixels; null keeps their size."""
+    quality: int = 90
+    """Quality of the pictures as jpeg, 1 to 100."""
+    max_seconds: float | None = None
+    """Refuse longer videos; null for no limit."""
+    max_bytes: int = 1_073_741_824
+    """Refuse video files of more bytes, before they are read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionConfig:
     """What is done to captions and which are refused."""
 
@@ -93,6 +136,8 @@ class CaptionConfig:
     """Longest caption in characters, after normalisation."""
     too_long: Literal["quarantine", "cut"] = "quarantine"
     """What becomes of a sample with a longer caption."""
+    one_a_line: bool = False
+    """Each line of a .txt (source=folder) is a caption; false takes the whole file as one."""
     fallback_encoding: str | None = None
     """Encoding of captions that are not UTF-8, such as latin-1; null quarantines them, as a wrong guess would go unnoticed."""
 
@@ -144,6 +189,8 @@ class WriteConfig:
     table: TableConfig = field(default_factory=TableConfig)
     glyphs: GlyphsConfig = field(default_factory=GlyphsConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
@@ -163,13 +210,18 @@ class WriteConfig:
             raise ConfigError(f"{' and '.join(given)} exclude each other. Keep one of them.")
         if len(set(self.image.sizes)) < len(self.image.sizes):
             raise ConfigError(f"`image.sizes` must differ from each other; got {self.image.sizes}.")
-        if not 1 <= self.image.quality <= 100:
-            raise ConfigError(f"`image.quality` must be 1 to 100; got {self.image.quality}.")
+        for name, quality in (("image", self.image.quality), ("video", self.video.quality)):
+            if not 1 <= quality <= 100:
+                raise ConfigError(f"`{name}.quality` must be 1 to 100; got {quality}.")
+        seconds = {"audio.max_seconds": self.audio.max_seconds, "video.max_seconds": self.video.max_seconds, "video.fps": self.video.fps}
+        for name, value in seconds.items():
+            if value is not None and value <= 0:
+                raise ConfigError(f"`{name}` must be above 0; got {value:g}.")
         if not 0.0 <= self.quarantine.max_fraction <= 1.0:
             raise ConfigError(f"`quarantine.max_fraction` must be 0 to 1; got {self.quarantine.max_fraction}.")
-        for name, value in self._positive():
-            if value is not None and value < 1:
-                raise ConfigError(f"`{name}` must be at least 1; got {value}.")
+        for name, count in self._positive():
+            if count is not None and count < 1:
+                raise ConfigError(f"`{name}` must be at least 1; got {count}.")
         if self.columns.caption_separator == "":
             raise ConfigError(
                 "`columns.caption_separator` must not be empty; null takes the whole cell as one caption. "
@@ -196,6 +248,11 @@ class WriteConfig:
             ("image.short_side", self.image.short_side),
             ("image.size", self.image.size),
             *(("image.sizes", size) for size in self.image.sizes),
+            ("audio.sample_rate", self.audio.sample_rate),
+            ("audio.max_bytes", self.audio.max_bytes),
+            ("video.frames", self.video.frames),
+            ("video.short_side", self.video.short_side),
+            ("video.max_bytes", self.video.max_bytes),
             ("image.max_pixels", self.image.max_pixels),
             ("image.max_bytes", self.image.max_bytes),
             ("image.min_side", self.image.min_side),

@@ -1,16 +1,10 @@
-"""A tar's sidecar `NAME.index.arrow`: where each part of each sample lies, its checksum, and what statistics need.
-
-The sidecar is the commit mark of a shard: a tar without one is unfinished or not yet adopted. It records the tar's size and sha256
-in its metadata, so that a manifest is built from sidecars alone.
-"""
+"""From tars to sidecars and a manifest: index, adopt, sum up."""
 
 from __future__ import annotations
 
 import io
 import os
-import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +15,34 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards import img2dataset
-from shards.checksum import content_checksum, is_sound
-from shards.commit import commit_bytes
 from shards.digest import file_sha256
 from shards.errors import SampleError, ShardError
-from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, SIDECAR_SUFFIX, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
+from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
 from shards.mask import Mask, kept_rows
-from shards.sample import Sample, split_name
-from shards.store.local import LocalTar, map_file
+from shards.media import media_facts
+from shards.sample import Sample
+from shards.sidecar import (
+    IndexEntry,
+    PartEntry,
+    read_index,
+    sidecar_fits,
+    write_index,
+)
+from shards.store.local import LocalTar
 from shards.tar_scan import scan_tar
-
-INDEX_VERSION = 2
-PART = pa.struct(
-    [
-        pa.field("ext", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("crc32c", pa.uint32(), nullable=False),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("parts", pa.list_(pa.field("part", PART, nullable=False)), nullable=False),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("caption_length", pa.int32()),
-    ]
-)
-"""Columns of a sidecar, a row a sample in the order of the tar."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (shards done, shards in all, name of the shard just done)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartEntry:
-    """Where one part lies in its tar."""
-
-    ext: str
-    """Extension without the leading dot."""
-    offset: int
-    """Of its first byte in the tar."""
-    size: int
-    """In bytes."""
-    crc32c: int
-    """Checksum of its bytes (Castagnoli)."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One row of a sidecar."""
-
-    key: str
-    parts: list[PartEntry]
-    """In the order of the tar."""
-    width: int | None = None
-    height: int | None = None
-    """Pixels, from the image's header; None without a readable one."""
-    caption_length: int | None = None
-    """Characters of the longest caption; None without one."""
 
 
 def describe(sample: Sample, offsets: Mapping[str, int]) -> IndexEntry:
     """Build the index row of a sample from its bytes and the offset of each of its parts in the tar."""
     parts = [PartEntry(ext, offsets[ext], len(data), google_crc32c.value(data)) for ext, data in sample.parts.items()]
     width, height = _image_size(sample)
-    return IndexEntry(sample.key, parts, width, height, _caption_length(sample))
+    facts = media_facts(sample)
+    if width is None:
+        width, height = facts.width, facts.height
+    return IndexEntry(sample.key, parts, width, height, _caption_length(sample), facts.duration_s, facts.sample_rate, facts.frames)
 
 
 def index_tar(tar: str | Path) -> list[IndexEntry]:
@@ -102,76 +57,6 @@ def index_tar(tar: str | Path) -> list[IndexEntry]:
     for sample, offsets in scan_tar(tar):
         entries.append(describe(sample, offsets))
     return entries
-
-
-def write_index(path: str | Path, entries: Sequence[IndexEntry], *, tar_sha256: str | None = None) -> None:
-    """Commit the sidecar of a tar that is already in place. The same entries and tar give the same bytes.
-
-    Args:
-        path: of the sidecar.
-        entries: a row a sample, in the order of the tar.
-        tar_sha256: of the tar, if known; else the tar is read.
-    """
-    path = Path(path)
-    tar = path.with_name(path.name.removesuffix(SIDECAR_SUFFIX) + ".tar")
-    table = _to_table(entries)
-    metadata = {
-        b"mmscale.index": str(INDEX_VERSION).encode(),
-        b"mmscale.tar_bytes": str(tar.stat().st_size).encode(),
-        b"mmscale.tar_sha256": (tar_sha256 or file_sha256(tar)).encode(),
-    }
-    table = table.replace_schema_metadata(metadata | {b"mmscale.crc32c": content_checksum(table, metadata)})
-    buffer = io.BytesIO()
-    with pa.ipc.new_file(buffer, table.schema) as writer:
-        writer.write_table(table)
-    commit_bytes(path, buffer.getvalue())
-
-
-def read_index(path: str | Path, *, check: bool = False) -> pa.Table:
-    """Map a sidecar into memory; the columns are those of `SCHEMA`, one chunk each.
-
-    Args:
-        path: of the sidecar.
-        check: compare its content with the checksum in it, where no manifest vouches for the whole file.
-
-    Raises:
-        ShardError: it is missing, malformed or damaged.
-    """
-    path = Path(path)
-    try:
-        return parse_index(map_file(path), str(path.parent), path.name, check=check)
-    except FileNotFoundError as e:
-        raise ShardError(f"There is no sidecar {str(path)!r}. Run `mmscale shards index {path.parent}`.") from e
-
-
-def parse_index(data: pa.Buffer, root: str, name: str, *, check: bool = False) -> pa.Table:
-    """Look at the bytes of a sidecar as a table, without a copy.
-
-    Args:
-        data: all of its bytes.
-        root: the folder or URL it is from.
-        name: its file name there.
-        check: as in `read_index`.
-
-    Raises:
-        ShardError: it is malformed or damaged.
-    """
-    try:
-        with pa.ipc.open_file(data) as file:
-            table = file.read_all()
-    except (pa.ArrowException, OSError) as e:
-        raise ShardError(f"{f'{root}/{name}'!r} is not a sidecar: {e}. Delete it and run `mmscale shards index {root}`.") from e
-    metadata = table.schema.metadata or {}
-    if not table.schema.equals(SCHEMA, check_metadata=False) or metadata.get(b"mmscale.index") != str(INDEX_VERSION).encode():
-        raise ShardError(
-            f"{f'{root}/{name}'!r} is a sidecar of another format than version {INDEX_VERSION}. "
-            f"Delete it and run `mmscale shards index {root}`."
-        )
-    if check and not is_sound(table):
-        raise ShardError(
-            f"{f'{root}/{name}'!r} is damaged: its rows do not match the checksum in it. Delete it and run `mmscale shards index {root}`."
-        )
-    return table.combine_chunks()
 
 
 def shard_info(tar: Path, *, location: str | None = None, mask: Mask | None = None) -> ShardInfo:
@@ -260,37 +145,6 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         ) from e
 
 
-def sidecar_fits(read: Callable[[int, int], bytes], table: pa.Table) -> bool:
-    """Tell whether a sidecar seems to be of a tar: whether most parts of three samples lie where it says.
-
-    Headers alone are compared: a damaged sample is no sign of a foreign sidecar.
-
-    Args:
-        read: (first byte, size) to bytes of the tar.
-        table: the sidecar.
-    """
-    rows = table.num_rows
-    probed = [
-        (table["key"][row].as_py(), part) for row in ({0, rows // 2, rows - 1} if rows else ()) for part in table["parts"][row].as_py()
-    ]
-    headers = [(read_header(read, part), key, part) for key, part in probed]
-    return 2 * sum(header is not None and is_header_of(header, key, part) for header, key, part in headers) >= len(probed)
-
-
-def read_header(read: Callable[[int, int], bytes], part: dict[str, Any]) -> tarfile.TarInfo | None:
-    """Read the tar header before a part; None where there is none."""
-    try:
-        header = read(max(0, part["offset"] - tarfile.BLOCKSIZE), tarfile.BLOCKSIZE)
-        return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return None
-
-
-def is_header_of(member: tarfile.TarInfo, key: str, part: dict[str, Any]) -> bool:
-    """Tell whether a header is that of a part. That of a name over 100 bytes holds only its beginning: then the size alone is compared."""
-    return member.size == part["size"] and (len(key) + len(part["ext"]) > 90 or split_name(member.name) == (key, part["ext"]))
-
-
 def _tars(folder: Path, *, required: bool = True) -> list[Path]:
     tars = sorted(folder.glob("*.tar"))
     if not tars and required:
@@ -361,25 +215,9 @@ def _caption_length(sample: Sample) -> int | None:
         return None
 
 
-def _to_table(entries: Sequence[IndexEntry]) -> pa.Table:
-    starts = [0]
-    for entry in entries:
-        starts.append(starts[-1] + len(entry.parts))
-    flat = [part for entry in entries for part in entry.parts]
-    columns = [
-        pa.array([getattr(part, field.name) for part in flat], field.type) for field in (PART.field(i) for i in range(PART.num_fields))
-    ]
-    structs = pa.StructArray.from_arrays(columns, fields=list(PART))
-    parts = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), structs, type=SCHEMA.field("parts").type)
-    scalars = {
-        name: pa.array([getattr(entry, name) for entry in entries], SCHEMA.field(name).type) for name in SCHEMA.names if name != "parts"
-    }
-    return pa.table([parts if name == "parts" else scalars[name] for name in SCHEMA.names], schema=SCHEMA)
-
-
 def _statistics(table: pa.Table) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in ("width", "height", "caption_length"):
+    for name in ("width", "height", "caption_length", "duration_s", "sample_rate", "frames"):
         extremes = pc.min_max(table[name]).as_py()
         found |= {f"{name}_min": extremes["min"], f"{name}_mean": pc.mean(table[name]).as_py(), f"{name}_max": extremes["max"]}
     return found

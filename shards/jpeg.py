@@ -33,6 +33,32 @@ MOST_SHRINKING = 8
 _reformatter = VideoReformatter()
 
 
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Read width and height of a JPEG that every decoder shows alike: 8 bits, luma and chroma, no Exif or Adobe segment, no second picture.
+
+    Returns:
+        None for any other file, whatever it is.
+
+    Source: ITU-T T.81, annex B.
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    place = 2
+    while place + 10 < len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in (0xC0, 0xC2):
+            bits, components = data[place + 4], data[place + 9]
+            height, width = int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(data[place + 7 : place + 9], "big")
+            numbers = data[place + 10 : place + 19 : 3]
+            return (width, height) if (bits, components, numbers) == (8, 3, b"\1\2\3") and width and height else None
+        if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF) or length < 2:
+            return None
+        if marker == 0xEE or data[place + 4 : place + 8] in (b"Exif", b"MPF\0"):
+            return None
+        place += 2 + length
+    return None
+
+
 def decode(data: bytes, shape: tuple[int, int], least_side: int | None) -> Pixels | None:
     """Decode a colour JPEG, at half, a quarter or an eighth of its size if it is to be made much smaller.
 
@@ -74,8 +100,9 @@ def encode_resized(pixels: Pixels, width: int, height: int, *, quality: int, sub
     """
     luma, blue, red = _resized_planes(pixels, width, height)
     if subsampling == "420":
-        # The encoder reads whole pairs of pixels: of an odd size it would read past the end, where anything may lie.
-        luma, blue, red = _even(luma)[:height, :width], _halved(blue), _halved(red)
+        # TurboJPEG reads luma in pairs: beyond an odd side it takes what lies behind a row, which must not be chance.
+        luma = _even(luma)[:height, :width]
+        blue, red = _halved(_even(blue)), _halved(_even(red))
     data: bytes = simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality)
     return data
 
@@ -104,14 +131,19 @@ def _plane(plane: Any, width: int, height: int) -> Pixels:
 
 
 def _even(plane: Pixels) -> Pixels:
-    """Repeat the last column and row of an odd size."""
+    """Repeat the last row and column of odd ones."""
     height, width = plane.shape
-    return np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge") if height % 2 or width % 2 else plane
+    if height % 2 == 0 and width % 2 == 0:
+        return plane
+    even = np.empty((height + height % 2, width + width % 2), np.uint8)
+    even[:height, :width] = plane
+    even[:height, width:] = plane[:, -1:]
+    even[height:] = even[height - 1]
+    return even
 
 
 def _halved(plane: Pixels) -> Pixels:
     """Average two by two, as JPEG places chroma: swscale's own halving is a quarter of a pixel to the left, as in MPEG-2."""
-    plane = _even(plane)
     rows = plane[0::2].astype(np.uint16) + plane[1::2]
     averages: Pixels = ((rows[:, 0::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
     return averages

@@ -58,7 +58,7 @@ class ShardInfo:
     mask: Mask | None = None
     """Which samples of the tar are kept (`shards.mask`); None is all of them."""
     image_count: int = 0
-    """Samples whose image has a readable header."""
+    """Samples whose image or video has a readable header."""
     width_min: int | None = None
     width_mean: float | None = None
     width_max: int | None = None
@@ -73,6 +73,18 @@ class ShardInfo:
     caption_length_mean: float | None = None
     caption_length_max: int | None = None
     """Characters."""
+    duration_s_min: float | None = None
+    duration_s_mean: float | None = None
+    duration_s_max: float | None = None
+    """Seconds of audio or video."""
+    sample_rate_min: int | None = None
+    sample_rate_mean: float | None = None
+    sample_rate_max: int | None = None
+    """Of audio, in Hz."""
+    frames_min: int | None = None
+    frames_mean: float | None = None
+    frames_max: int | None = None
+    """Pictures of a video."""
 
     def tar(self, folder: Path) -> Path:
         """Return the path of the tar, given the manifest's folder."""

@@ -7,10 +7,10 @@ import pyarrow as pa
 
 from shards.digest import buffer_sha256
 from shards.errors import IntegrityError, ShardError
-from shards.index import parse_index
 from shards.manifest import ShardInfo, sidecar_name
 from shards.mask import kept_rows
 from shards.sample import Sample
+from shards.sidecar import parse_index
 from shards.store.base import Store, Stored
 from shards.store.place import is_url
 

@@ -83,7 +83,7 @@ class ShardReader:
         return self._open(shard).key(row)
 
     def index(self, shard: int) -> pa.Table:
-        """Return the kept rows of a shard's sidecar (columns of `shards.index.SCHEMA`), mapped into memory where all are kept."""
+        """Return the kept rows of a shard's sidecar (columns of `shards.sidecar.SCHEMA`), mapped into memory where all are kept."""
         return self._open(shard).kept_table()
 
     def expect(self, upcoming: Sequence[int]) -> None:

@@ -18,8 +18,9 @@ from shards.commit import commit_file, temporary
 from shards.copies import Copies
 from shards.digest import file_sha256
 from shards.errors import IntegrityError, ShardError
-from shards.index import IndexEntry, PartEntry, adopt, index_tar, read_index, shard_info, write_index
+from shards.index import adopt, index_tar, shard_info
 from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, SIDECAR_SUFFIX, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
+from shards.sidecar import IndexEntry, PartEntry, read_index, write_index
 from shards.store import open_store
 from shards.verify import Fault, check_sample, strangers
 from shards.versions.rows import ShardRows

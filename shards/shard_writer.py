@@ -16,10 +16,11 @@ from shards.commit import commit_bytes, commit_file, gathering
 from shards.config import WriteConfig
 from shards.errors import SampleError, ShardError
 from shards.filter import FilterConfig, Judge
-from shards.index import IndexEntry, PartEntry, read_index, shard_info, write_index
+from shards.index import shard_info
 from shards.manifest import sidecar_path
 from shards.plan import ShardTask, shard_name
 from shards.sample import Sample, validate
+from shards.sidecar import IndexEntry, PartEntry, read_index, write_index
 from shards.sources import make_source
 from shards.sources.record import RawSample, Record
 from shards.tar import TarStream
@@ -162,7 +163,10 @@ def _add(stream: TarStream, sample: CleanSample) -> IndexEntry:
         data = sample.parts[extension]
         offset = stream.add(f"{sample.key}.{extension}", data)
         parts.append(PartEntry(extension, offset, len(data), google_crc32c.value(data)))
-    return IndexEntry(sample.key, parts, sample.width, sample.height, sample.caption_length)
+    media = sample.media
+    return IndexEntry(
+        sample.key, parts, sample.width, sample.height, sample.caption_length, media.duration_s, media.sample_rate, media.frames
+    )
 
 
 class _Progress:

@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards.errors import IntegrityError, SampleError, ShardError
-from shards.index import parse_index, sidecar_fits
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_name
 from shards.mask import kept_rows
 from shards.open_shard import stored
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
+from shards.sidecar import parse_index, sidecar_fits
 from shards.store.base import Store
 
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)

@@ -15,9 +15,9 @@ from shards.commit import commit_bytes
 from shards.config import TokenizerConfig
 from shards.configfile import to_plain
 from shards.errors import ShardError
-from shards.index import read_index
 from shards.manifest import Manifest, sidecar_path
 from shards.sample import Sample
+from shards.sidecar import read_index
 
 TOKENIZER_FOLDER = "tokenizer"
 PAD, UNKNOWN, BEGIN, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -19,7 +19,7 @@ def make_source(config: WriteConfig) -> Source:
     if config.source == "glyphs":
         return GlyphSource(config.glyphs)
     if config.source == "folder":
-        return FolderSource(config.path or "", config.image)
+        return FolderSource(config)
     if config.source == "table":
         return TableSource(config)
     return WebDatasetSource(config.path or "", config.image)

@@ -1,31 +1,43 @@
-"""A folder of images, each with a `.txt` (its caption) and/or a `.json` (its fields, or captions) of the same name beside it."""
+"""A folder of images, audio and video, each with a `.txt` (its caption) and/or a `.json` (fields, captions) of the same name beside it."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.config import ImageConfig
+from shards.config import WriteConfig
 from shards.errors import SampleError, SourceError
 from shards.sample import IMAGE_EXTENSIONS
 from shards.sources.record import RawSample, Record, read_file, refuse_shared_keys, safe_key
 
 IMAGE_FILES = frozenset(IMAGE_EXTENSIONS) | {"jfif", "avif", "jp2", "ico", "tga"}
-TEXT_FILES = frozenset({"txt", "json"})
+AUDIO_FILES = frozenset({"flac", "wav", "mp3", "ogg"})
+VIDEO_FILES = frozenset({"mp4", "webm", "mkv", "mov"})
+KINDS = {
+    **dict.fromkeys(IMAGE_FILES, "image"),
+    **dict.fromkeys(AUDIO_FILES, "audio"),
+    **dict.fromkeys(VIDEO_FILES, "video"),
+    "txt": "txt",
+    "json": "json",
+}
+"""What a file is, by its extension; a gif is an image."""
 
 
 class FolderSource:
     """Images below a folder, at any depth; hidden files and other kinds of files are no samples."""
 
-    def __init__(self, path: str, image: ImageConfig) -> None:
-        self._root = Path(path)
-        self._image = image
+    def __init__(self, config: WriteConfig) -> None:
+        self._root = Path(config.path or "")
+        self._config = config
+        self._image = config.image
 
     def records(self) -> list[Record]:
-        """List the images, and the texts that have no image, by path.
+        """List the images, audio and video, and the texts that have none of them, by path.
 
         A link is followed to a file inside the folder; a link out of it, a broken one, and a link to a folder are refused.
         """
@@ -33,23 +45,31 @@ class FolderSource:
             raise SourceError(f"There is no folder at {str(self._root)!r}. Give the `path` of an existing folder.")
         records = refuse_shared_keys(sorted(self._walk(), key=lambda record: record.where))
         if not records:
-            raise SourceError(f"The folder {str(self._root)!r} holds no image ({', '.join(sorted(IMAGE_FILES))}). Give another `path`.")
+            raise SourceError(f"The folder {str(self._root)!r} holds no image, audio, video or text. Give another `path`.")
         return records
 
     def load(self, record: Record) -> RawSample:
         """Read an image and its texts."""
-        image_file, text_file, fields_file = record.locator[:3]
+        *media_files, text_file, fields_file = record.locator[:5]
         fields = self._fields(record.key, fields_file) if fields_file else {}
-        captions: list[Any] = []
+        captions: Sequence[Any] = []
         if text_file:
-            captions = [self._read(record.key, text_file)]
+            captions = self._captions(self._read(record.key, text_file))
         else:
             captions = pop_captions(record.key, fields)
-        image = self._read(record.key, image_file) if image_file else None
-        return RawSample(image=image, captions=captions, fields=fields)
+        limits = (self._config.image.max_bytes, self._config.audio.max_bytes, self._config.video.max_bytes)
+        image, audio, video = (
+            read_file(record.key, f"{self._root}/{name}", limit) if name else None for name, limit in zip(media_files, limits, strict=True)
+        )
+        return RawSample(image=image, audio=audio, video=video, captions=captions, fields=fields)
+
+    def _captions(self, text: bytes) -> Sequence[bytes]:
+        if not self._config.caption.one_a_line or text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return [text]
+        return text.splitlines()
 
     def _read(self, key: str, name: str) -> bytes:
-        return read_file(key, self._root / name, self._image.max_bytes)
+        return read_file(key, f"{self._root}/{name}", self._image.max_bytes)
 
     def _fields(self, key: str, name: str) -> dict[str, Any]:
         return parse_fields(key, self._read(key, name))
@@ -72,54 +92,51 @@ class FolderSource:
 
     def _samples_of(self, root: Path, relative: Path, names: list[str]) -> Iterator[Record]:
         """Pair the files of one folder by their names without the extension."""
-        images: list[tuple[str, str]] = []
-        texts: dict[tuple[str, str], str] = {}
+        files: dict[str, dict[str, list[str]]] = {}
         for name in names:
             stem, dot, extension = name.rpartition(".")
-            if not dot or name.startswith("."):
-                continue
-            if extension.lower() in IMAGE_FILES:
-                images.append((stem, name))
-            elif extension.lower() in TEXT_FILES:
-                texts[stem, extension.lower()] = name
-        for stem, name in images:
-            yield self._record(root, relative, stem, (name, texts.get((stem, "txt")), texts.get((stem, "json"))))
-        orphans = {stem for stem, _ in texts} - {stem for stem, _ in images}
-        for stem in sorted(orphans):
-            yield self._record(root, relative, stem, (None, texts.get((stem, "txt")), texts.get((stem, "json"))))
+            kind = KINDS.get(extension.lower())
+            if dot and kind is not None and not name.startswith("."):
+                files.setdefault(stem, {}).setdefault(kind, []).append(name)
+        for stem, found in files.items():
+            media = {kind: found.get(kind, []) for kind in ("image", "audio", "video")}
+            # Two images of one name are two records of one key, of which neither will be taken.
+            for number in range(max(1, *map(len, media.values()))):
+                chosen = [names[number] if number < len(names) else None for names in media.values()]
+                texts = [found[kind][0] if kind in found else None for kind in ("txt", "json")]
+                yield self._record(root, relative, stem, (*chosen, *texts))
 
     def _record(self, root: Path, relative: Path, stem: str, names: tuple[str | None, ...]) -> Record:
-        files = [(relative / name).as_posix() if name else None for name in names]
+        below = "" if relative == Path() else f"{relative.as_posix()}/"
+        files = [below + name if name else None for name in names]
         first = next(file for file in files if file)
-        key = safe_key((relative / stem).as_posix())
+        key = safe_key(below + stem)
         sizes = []
         for file in files:
             if file is None:
                 continue
-            problem = self._link_problem(root, file)
-            if problem:
-                return Record(key, first, None, problem)
-            sizes.append(self._size(file))
+            size = self._size(root, file)
+            if not isinstance(size, int):
+                return Record(key, first, None, size)
+            sizes.append(size)
         return Record(key, first, (*files, tuple(sizes)))
 
-    def _size(self, file: str) -> int:
-        """Bytes of a file, so that a changed source is noticed; -1 for one that just vanished, which reading will refuse."""
+    def _size(self, root: Path, file: str) -> int | tuple[str, str]:
+        """Bytes of a file, so that a changed source is noticed, -1 for one that just vanished, which reading will refuse; or a problem."""
+        path = f"{self._root}/{file}"
         try:
-            return (self._root / file).stat().st_size
+            status = os.lstat(path)
+            if not stat.S_ISLNK(status.st_mode):
+                return status.st_size
         except OSError:
             return -1
-
-    def _link_problem(self, root: Path, file: str) -> tuple[str, str] | None:
-        path = self._root / file
-        if not path.is_symlink():
-            return None
         try:
-            target = path.resolve(strict=True)
+            target = Path(path).resolve(strict=True)
         except (OSError, RuntimeError):
             return "missing_file", f"{file} is a link that leads nowhere."
-        if target.is_relative_to(root):
-            return None
-        return "outside_folder", f"{file} is a link out of the folder."
+        if not target.is_relative_to(root):
+            return "outside_folder", f"{file} is a link out of the folder."
+        return target.stat().st_size
 
 
 def parse_fields(key: str, data: bytes) -> dict[str, Any]:

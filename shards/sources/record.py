@@ -51,6 +51,8 @@ class RawSample:
     """One sample as the source holds it, nothing checked or cleaned."""
 
     image: bytes | None = None
+    audio: bytes | None = None
+    video: bytes | None = None
     captions: Sequence[str | bytes] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, bytes] = field(default_factory=dict)
@@ -114,7 +116,7 @@ def refuse_shared_keys(records: Iterable[Record]) -> list[Record]:
     return listed
 
 
-def read_file(key: str, path: Path, max_bytes: int) -> bytes:
+def read_file(key: str, path: str | Path, max_bytes: int) -> bytes:
     """Read one regular file.
 
     Raises:
@@ -127,9 +129,9 @@ def read_file(key: str, path: Path, max_bytes: int) -> bytes:
         with open(descriptor, "rb") as file:  # noqa: PTH123
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise SampleError(key, "not_a_file", f"{path.name} is not a regular file.")
+                raise SampleError(key, "not_a_file", f"{Path(path).name} is not a regular file.")
             if status.st_size > max_bytes:
-                raise SampleError(key, "file_too_large", f"{path.name} has {status.st_size} bytes; the limit is {max_bytes}.")
+                raise SampleError(key, "file_too_large", f"{Path(path).name} has {status.st_size} bytes; the limit is {max_bytes}.")
             return file.read()
     except ValueError as e:  # a NUL character in the path
         raise SampleError(key, "missing_file", f"{str(path)!r} cannot be a path.") from e

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from shards.config import WriteConfig
 from shards.errors import ConfigError, SampleError, SourceError
+from shards.sources.keys import key_of_path
 from shards.sources.parquet import ParquetRows, opened
 from shards.sources.paths import expand
 from shards.sources.record import RawSample, Record, read_file, refuse_shared_keys, safe_key
@@ -32,6 +33,8 @@ class TableSource:
             if file.suffix.lower() not in EXTENSIONS:
                 raise SourceError(f"{str(file)!r} is not a table that can be read. Give a file that ends in {', '.join(EXTENSIONS)}.")
         self._open: tuple[tuple[int, int], pa.Table] | None = None
+        # The column whose paths name the samples.
+        self._named_by = self._columns.image or self._columns.audio or self._columns.video
 
     def records(self) -> Sequence[Record]:
         """List the rows of every file in order; those of parquet are looked up when they are needed."""
@@ -51,7 +54,7 @@ class TableSource:
         for file in self._files:
             with opened(file) as parquet:
                 self._check_columns(file, parquet.schema_arrow.names)
-        rows = ParquetRows(self._files, key=self._columns.key, image=self._columns.image)
+        rows = ParquetRows(self._files, key=self._columns.key, image=self._named_by)
         if not rows:
             raise SourceError(f"The table {self._config.path!r} has no rows. Give another `path`.")
         return rows
@@ -60,9 +63,16 @@ class TableSource:
         """Turn one row into a raw sample, its image read."""
         cells = self._cells(record)
         columns = self._columns
-        image = self._image(record.key, cells.get(columns.image) if columns.image else None)
+        image, audio, video = (
+            self._media(record.key, cells.get(column), kind, config.max_bytes) if column else None
+            for kind, column, config in (
+                ("image", columns.image, self._config.image),
+                ("audio", columns.audio, self._config.audio),
+                ("video", columns.video, self._config.video),
+            )
+        )
         captions = self._captions(record.key, cells.get(columns.caption) if columns.caption else None)
-        return RawSample(image=image, captions=captions, fields=self._fields(cells))
+        return RawSample(image=image, audio=audio, video=video, captions=captions, fields=self._fields(cells))
 
     def _text_records(self, file: Path) -> Iterator[Record]:
         named: dict[str, None] = {}
@@ -82,9 +92,8 @@ class TableSource:
             if value is None or value == "":
                 return Record(safe_key(f"{file.stem}-{number:09d}"), where, None, ("bad_key", f"Column {self._columns.key!r} is empty."))
             return Record(safe_key(str(value)), where, locator)
-        path = _path_in(cells.get(self._columns.image)) if self._columns.image else None
-        name = str(Path(path).with_suffix("")).lstrip("/") if path and Path(path).name else f"{file.stem}-{number:09d}"
-        return Record(safe_key(name), where, locator)
+        path = _path_in(cells.get(self._named_by)) if self._named_by else None
+        return Record(key_of_path(path, f"{file.stem}-{number:09d}"), where, locator)
 
     def _cells(self, record: Record) -> Mapping[str, Any]:
         if not isinstance(record.locator[1], int):
@@ -98,7 +107,7 @@ class TableSource:
         cells = self._open[1].slice(row, 1).to_pylist()[0]
         return cells
 
-    def _image(self, key: str, cell: Any) -> bytes | None:
+    def _media(self, key: str, cell: Any, kind: str, max_bytes: int) -> bytes | None:
         if isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes):
             cell = cell["bytes"]
         if isinstance(cell, bytes):
@@ -107,11 +116,11 @@ class TableSource:
         if not path:
             if cell is None or path == "":
                 return None
-            raise SampleError(key, "bad_row", f"The image cell must be a path or bytes; got a {type(cell).__name__}.")
+            raise SampleError(key, "bad_row", f"The {kind} cell must be a path or bytes; got a {type(cell).__name__}.")
         root = self._config.table.image_root
         folder = Path(root) if root is not None else self._files[0].parent
         try:
-            return read_file(key, folder / path, self._config.image.max_bytes)
+            return read_file(key, folder / path, max_bytes)
         except SampleError as e:
             if e.reason != "missing_file" or root is not None or Path(path).is_absolute():
                 raise
@@ -132,18 +141,18 @@ class TableSource:
         columns = self._columns
         if columns.fields is not None:
             return {name: cells[name] for name in columns.fields if name in cells}
-        taken = {columns.image, columns.caption, columns.key}
+        taken = {columns.image, columns.audio, columns.video, columns.caption, columns.key}
         return {name: value for name, value in cells.items() if name not in taken and not isinstance(value, bytes)}
 
     def _check_columns(self, file: Path, present: list[str]) -> None:
         columns = self._columns
-        asked = [("image", columns.image), ("caption", columns.caption), ("key", columns.key)]
+        asked = [(name, getattr(columns, name)) for name in ("image", "audio", "video", "caption", "key")]
         asked += [("fields", name) for name in columns.fields or []]
         for name, column in asked:
             if column is not None and column not in present:
                 raise ConfigError(
                     f"`columns.{name}`: the table {file.name!r} has no column {column!r}; it has {', '.join(present)}. "
-                    f"Set columns.{name} to one of them{', or to null' if name in ('image', 'caption') else ''}."
+                    f"Set columns.{name} to one of them{', or to null' if name != 'fields' else ''}."
                 )
 
 

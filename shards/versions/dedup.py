@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from shards.configfile import to_plain
 from shards.errors import ConfigError
-from shards.index import read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
 from shards.mask import kept_rows, narrow
 from shards.pool import run
 from shards.progress import Progress
+from shards.sidecar import read_index
 from shards.versions.drops import parquet_table
 from shards.versions.features import FeatureTask, read_features, write_features
 from shards.versions.filter import process_count

@@ -20,10 +20,10 @@ from shards.commit import commit_file, temporary
 from shards.configfile import to_plain
 from shards.digest import file_sha256
 from shards.errors import ConfigError, ShardError
-from shards.index import read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
 from shards.mask import kept_rows
 from shards.progress import Progress
+from shards.sidecar import read_index
 from shards.versions.filter import process_count
 from shards.versions.rewrite import rewrite_shards
 from shards.versions.version import copy_tokenizer, new_version

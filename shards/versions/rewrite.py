@@ -10,10 +10,11 @@ from pathlib import Path
 
 from shards.commit import commit_file, temporary
 from shards.errors import ShardError
-from shards.index import IndexEntry, PartEntry, read_index, shard_info, write_index
+from shards.index import shard_info
 from shards.manifest import Manifest, ShardInfo, sidecar_path
 from shards.pool import run
 from shards.progress import Progress
+from shards.sidecar import IndexEntry, PartEntry, read_index, write_index
 from shards.tar import TarStream
 from shards.versions.rows import ShardRows
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from shards.digest import file_sha256
 from shards.errors import IntegrityError, ShardError
-from shards.index import is_header_of, read_header, read_index
 from shards.manifest import ShardInfo, sidecar_path
 from shards.mask import Mask, kept_rows, narrow
 from shards.sample import Sample
+from shards.sidecar import is_header_of, read_header, read_index
 
 
 def is_text(ext: str) -> bool:

@@ -10,9 +10,10 @@ import pytest
 
 from shards import img2dataset
 from shards.errors import ShardError
-from shards.index import adopt, index_tar, write_index
+from shards.index import adopt, index_tar
 from shards.manifest import sidecar_path
 from shards.read import ShardReader
+from shards.sidecar import write_index
 from tests.shards.tars import pair, write_tar
 
 OUTPUT = Path(__file__).parent / "img2dataset"

@@ -9,9 +9,10 @@ import pytest
 import webdataset
 
 from shards.errors import ShardError
-from shards.index import adopt, build_manifest, describe, index_tar, read_index, shard_info, write_index
+from shards.index import adopt, build_manifest, describe, index_tar, shard_info
 from shards.manifest import sidecar_path
 from shards.sample import Sample
+from shards.sidecar import read_index, write_index
 from tests.shards.tars import flip_bit, jpeg, make_data_set, pair, read_with_webdataset, write_tar
 
 
@@ -152,7 +153,7 @@ def test_sidecar_errors(tmp_path):
         read_index(tmp_path / "a.index.arrow")
     with pa.OSFile(str(tmp_path / "a.index.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("key", pa.string())])):
         pass
-    with pytest.raises(ShardError, match="sidecar of another format than version 2"):
+    with pytest.raises(ShardError, match="sidecar of another format than version 3"):
         read_index(tmp_path / "a.index.arrow")
     tar = write_tar(tmp_path / "b.tar", [pair(0)])
     write_index(sidecar_path(tar), index_tar(tar))

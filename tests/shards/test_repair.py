@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import ShardError
-from shards.index import adopt, build_manifest, index_tar, read_index, write_index
+from shards.index import adopt, build_manifest, index_tar
 from shards.manifest import sidecar_path
 from shards.repair import repair
 from shards.sample import Sample
+from shards.sidecar import read_index, write_index
 from shards.verify import verify
 from shards.versions.filter import FilterVersionConfig, filter_data_set
 from tests.shards.tars import flip_bit, jpeg, make_data_set, pair, write_tar

@@ -3,15 +3,20 @@ from pathlib import Path
 
 import pytest
 
-from shards.config import ImageConfig
+from shards import configfile
+from shards.config import WriteConfig
 from shards.errors import SampleError, SourceError
 from shards.sources.folder import FolderSource
 from shards.sources.record import MAX_KEY_BYTES, Record, read_file, refuse_shared_keys, safe_key
 from tests.shards.pictures import encoded, gradient, photo_folder
 
 
+def source_of(folder: Path, *words: str) -> FolderSource:
+    return FolderSource(configfile.load(WriteConfig, None, ["source=folder", f"path={folder}", "out=unused", *words]))
+
+
 def listed(folder: Path) -> dict[str, Record]:
-    return {record.where: record for record in FolderSource(str(folder), ImageConfig()).records()}
+    return {record.where: record for record in source_of(folder).records()}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_pairs_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "both.json").write_text('{"caption": "from json"}')
     (tmp_path / ".hidden.jpg").write_bytes(image)
     (tmp_path / "notes.md").write_text("no sample")
-    source = FolderSource(str(tmp_path), ImageConfig())
+    source = source_of(tmp_path)
     records = source.records()
     assert [record.key for record in records] == ["A", "b__deep__photo0", "both"]
     first, second, third = (source.load(record) for record in records)
@@ -91,7 +96,7 @@ def test_links(tmp_path: Path) -> None:
 def test_caption_without_image(tmp_path: Path) -> None:
     photo_folder(tmp_path, 1)
     (tmp_path / "alone.txt").write_text("no image")
-    source = FolderSource(str(tmp_path), ImageConfig())
+    source = source_of(tmp_path)
     alone = source.load(source.records()[0])
     assert (alone.image, alone.captions) == (None, [b"no image"])
 
@@ -103,7 +108,7 @@ def test_caption_without_image(tmp_path: Path) -> None:
 def test_bad_json(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(gradient()))
     (tmp_path / "a.json").write_text(text)
-    source = FolderSource(str(tmp_path), ImageConfig())
+    source = source_of(tmp_path)
     with pytest.raises(SampleError, match=f"^a: {reason}: "):
         source.load(source.records()[0])
 
@@ -123,7 +128,7 @@ def test_read_file_refuses_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_nothing_to_list(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"holds no image .* Give another `path`"):
+    with pytest.raises(SourceError, match=r"holds no image, .* Give another `path`"):
         listed(tmp_path)
     with pytest.raises(SourceError, match=r"There is no folder at .*/none'. Give the `path` of an existing folder"):
         listed(tmp_path / "none")

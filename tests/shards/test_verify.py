@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 
 from shards.errors import ShardError
-from shards.index import build_manifest, index_tar, write_index
+from shards.index import build_manifest, index_tar
 from shards.manifest import read_manifest, sidecar_path, write_manifest
 from shards.sample import Sample
+from shards.sidecar import write_index
 from shards.verify import Fault, verify
 from tests.shards.tars import flip_bit, jpeg, make_data_set, pair, write_tar
 

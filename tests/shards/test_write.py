@@ -11,9 +11,10 @@ import pytest
 from shards import configfile
 from shards.config import WriteConfig
 from shards.errors import BudgetError, ConfigError, SourceError
-from shards.index import index_tar, write_index
+from shards.index import index_tar
 from shards.manifest import read_manifest
 from shards.read import ShardReader
+from shards.sidecar import write_index
 from shards.tar import TarStream
 from shards.verify import verify
 from shards.write import WriteSummary, write_shards
