@@ -75,7 +75,9 @@ class ObjectBackend:
 
     async def read(self, name: str, start: int, size: int) -> memoryview:
         """Ask for a range of bytes; fewer come back where the object ends before them."""
-        return memoryview(await self._ask(lambda: _watched(obstore.get_range_async(self._store, name, start=start, length=size)), past_the_end=b""))
+        return memoryview(
+            await self._ask(lambda: _watched(obstore.get_range_async(self._store, name, start=start, length=size)), past_the_end=b"")
+        )
 
     async def read_whole(self, name: str) -> memoryview:
         """Ask for all bytes of an object."""
