@@ -286,3 +286,12 @@ def test_what_needs_files_says_so(pairs, s3_port, s3_environment):
 def test_options_out_of_range(pairs, options, text):
     with pytest.raises(ConfigError, match=text):
         ShardReader(pairs, store=StoreConfig(**options))
+
+
+@pytest.mark.slow
+def test_no_process_aborts_at_its_end(pairs, s3_port, s3_environment):
+    upload(pairs, s3_port, "ending")
+    command = [str(Path(sys.executable).parent / "mmscale"), "shards", "verify", "s3://ending", "--full"]
+    for _ in range(15):  # one in fourteen did, while obstore's threads were not waited for
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(REPO)}) for _ in range(4)]
+        assert [process.wait() for process in processes] == [0] * 4
