@@ -18,7 +18,7 @@ def is_sound(table: pa.Table) -> bool:
         table.validate(full=True)
     except pa.ArrowException:
         return False
-    return recorded == content_checksum(table, metadata)
+    return bool(recorded == content_checksum(table, metadata))
 
 
 def content_checksum(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
@@ -28,7 +28,7 @@ def content_checksum(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
         checksum.update(name.encode())
         for values in _flat(table[name].combine_chunks() if table.num_rows else pa.array([], table.schema.field(name).type)):
             checksum.update(values)
-    return checksum.digest().hex().encode()
+    return bytes(checksum.digest()).hex().encode()
 
 
 def _flat(array: pa.Array) -> Iterator[bytes]:
