@@ -130,10 +130,10 @@ def _parse(folder: Path, path: Path) -> Manifest:
         table = pq.read_table(path, memory_map=False)
         metadata = table.schema.metadata or {}
         shards = tuple(ShardInfo(**row) for row in table.select([f.name for f in fields(ShardInfo)]).to_pylist())
-    except (pa.ArrowException, OSError, KeyError, TypeError) as e:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as e:
         raise ShardError(f"{str(path)!r} is not a manifest: {e}. Rebuild it with `mmscale shards index {folder}`.") from e
     manifest = Manifest(folder=folder, shards=shards)
-    if metadata.get(b"mmscale.digest", b"").decode() != manifest.digest:
+    if metadata.get(b"mmscale.digest") != manifest.digest.encode():
         raise ShardError(
             f"{str(path)!r} does not match its own digest: it was edited or damaged. Rebuild it with `mmscale shards index {folder}`."
         )
