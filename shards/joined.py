@@ -46,6 +46,20 @@ class JoinedReader:
         return f"{self.names[source]}/{self.readers[source].key(shard - self._firsts[source], row)}"
 
     @property
+    def is_cached(self) -> bool:
+        """Whether any of the data sets is fetched into a cache of the node."""
+        return any(reader.is_cached for reader in self.readers)
+
+    def expect(self, upcoming: Sequence[int]) -> None:
+        """Say which shards will be read next, in order, to each data set of them."""
+        wanted: list[list[int]] = [[] for _ in self.readers]
+        for shard in upcoming:
+            source = bisect_right(self._firsts, shard) - 1
+            wanted[source].append(shard - self._firsts[source])
+        for reader, shards in zip(self.readers, wanted, strict=True):
+            reader.expect(shards)
+
+    @property
     def digest(self) -> str:
         """The version of the whole: sha256 over names and versions, in order."""
         lines = (f"{name}\t{reader.digest}\n" for name, reader in zip(self.names, self.readers, strict=True))

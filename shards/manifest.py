@@ -290,14 +290,14 @@ def parse_manifest(root: str | Path, data: bytes | pa.Buffer, file_sha256: str =
     advice = "Upload it again." if is_url(root) else f"Rebuild it with `mmscale shards verify {root} --full --repair`."
     try:
         table = pq.read_table(pa.BufferReader(data)).combine_chunks()
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, ValueError) as e:
         raise ShardError(f"{path!r} is not a manifest: {e}. {advice}") from e
     metadata = table.schema.metadata or {}
-    if metadata.get(b"mmscale.manifest", b"").decode() not in ("", str(MANIFEST_VERSION)):
+    if metadata.get(b"mmscale.manifest", b"") not in (b"", str(MANIFEST_VERSION).encode()):
         raise ShardError(f"{path!r} is a manifest of another format than version {MANIFEST_VERSION}. {advice}")
     if not table.schema.equals(SCHEMA, check_metadata=False):
         raise ShardError(f"{path!r} is not a manifest: its columns are not those of version {MANIFEST_VERSION}. {advice}")
-    if metadata.get(b"mmscale.checksum", b"").decode() != _hash_columns(table, _FIELDS):
+    if metadata.get(b"mmscale.checksum", b"") != _hash_columns(table, _FIELDS).encode():
         raise ShardError(f"{path!r} does not match its own checksum: it was edited or damaged. {advice}")
     return Manifest(root, table.replace_schema_metadata(None), file_sha256)
 

@@ -139,7 +139,8 @@ class _Strings:
 
     def __init__(self, array: pa.StringArray) -> None:
         _, offsets, text = array.buffers()
-        self._ends = memoryview(offsets).cast("i")[array.offset :] if len(array) else memoryview(b"")
+        # the buffer may be padded to a length that is no multiple of an offset's
+        self._ends = memoryview(offsets)[: 4 * (array.offset + len(array) + 1)].cast("i")[array.offset :] if len(array) else memoryview(b"")
         self._text = memoryview(text or b"")
 
     def __getitem__(self, i: int) -> str:

@@ -86,6 +86,11 @@ class ShardReader:
         """Return the kept rows of a shard's sidecar (columns of `shards.sidecar.SCHEMA`), mapped into memory where all are kept."""
         return self._open(shard).kept_table()
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether shards are fetched into a cache of the node, so that `expect` is of use."""
+        return self.store.is_cached
+
     def expect(self, upcoming: Sequence[int]) -> None:
         """Say which shards this node will read next, so that its cache fetches ahead and deletes what is needed last.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice, repeat
 from types import TracebackType
 
 import torch
@@ -14,10 +14,15 @@ from mmscale.data.batch import Batch
 from mmscale.data.build import Builder, Micro, Quarantined
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
+from mmscale.data.forecast import Forecast
 from mmscale.data.feed import Feed, ThreadFeed
 from mmscale.data.statistics import LoaderStatistics, Work
 from mmscale.data.workers import WorkerFeed
 from shards.errors import ConfigError
+
+
+EXPECT_EVERY = 16
+"""Steps between two words to the cache about what comes next."""
 
 
 @dataclass(slots=True)
@@ -116,9 +121,11 @@ class StepLoader:
         first = self.samples_seen // self.global_batch
         starts = [self.samples_seen + i * self.global_batch for i in range(max(0, self.steps - first))]
         self.feed = feed = open_feed(self.builder, self.micro_batch, self.workers, self.threads, self.device)
+        upcoming = self._follow(starts)
         batches = read_ahead(feed, chain.from_iterable(map(self.positions, starts)), self.prefetch * max(1, self.workers))
         try:
             for i, start in enumerate(starts):
+                next(upcoming)
                 yield self._step(first + i, start, batches)
         finally:
             self.close()
@@ -126,6 +133,18 @@ class StepLoader:
     def statistics(self) -> LoaderStatistics:
         """Return a snapshot of what was read so far, how long it took, and how many micro-batches lie ready."""
         return LoaderStatistics.of(self._work, wait_s=self._wait_s, ready=self.feed.ready() if self.feed else 0)
+
+    def _follow(self, starts: Sequence[int]) -> Iterator[None]:
+        """Tell the cache of the node, now and then, what this rank will read; once a step, before its batch is waited for."""
+        dataset = self.builder.dataset
+        if not dataset.reader.is_cached:
+            yield from repeat(None)
+        forecast = Forecast(dataset.order, map(self.positions, starts))
+        for step in count():
+            if step % EXPECT_EVERY == 0:
+                dataset.reader.expect(forecast.upcoming())
+            yield None
+            forecast.advance()
 
     def close(self) -> None:
         """End every thread and process; the batches handed out stay good."""

@@ -93,6 +93,8 @@ class ImageBatches:
         _check(batch_size=batch_size, image_size=image_size, size=size, threads=threads, prefetch=prefetch)
         if short_side is not None and short_side < image_size:
             raise ConfigError(f"`short_side` must be at least `image_size` = {image_size}; got {short_side}.")
+        if samples_seen < 0:
+            raise ConfigError(f"`samples_seen` must be at least 0; got {samples_seen}.")
         if not 0 <= rank < size:
             raise ConfigError(f"`rank` must be in [0, {size}) for {size} ranks; got {rank}.")
         self.reader = ShardReader(path)

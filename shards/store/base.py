@@ -66,6 +66,10 @@ class Store(Protocol):
     def discard(self, stored: Stored) -> None:
         """Forget a copy whose bytes were wrong, so that the next one comes from where the data set lies."""
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether fetched shards are kept on the node, so that `expect` is of use."""
+
     def expect(self, upcoming: Sequence[tuple[Stored, Stored]]) -> None:
         """Say which (tar, sidecar) will be used next on this node, in order."""
 

@@ -66,6 +66,8 @@ class LocalStore:
     def discard(self, stored: Stored) -> None:
         """Do nothing: there is no copy."""
 
+    is_cached = False
+
     def expect(self, upcoming: Sequence[tuple[Stored, Stored]]) -> None:
         """Do nothing: there is nothing to fetch."""
 

@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,8 +75,13 @@ class RemoteStore:
         if self._cache:
             self._cache.discard(stored.sha256)
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether `expect` is of any use."""
+        return self._cache is not None
+
     def expect(self, upcoming: Sequence[tuple[Stored, Stored]]) -> None:
-        """Keep what is used next, and fetch the first of it ahead."""
+        """Keep what is used next, and fetch the first of it that is missing."""
         if self._cache:
             self._upcoming = upcoming
             self._cache.expect([stored.sha256 for pair in upcoming for stored in pair])
@@ -87,12 +93,13 @@ class RemoteStore:
         return self._counters.snapshot()
 
     def _prefetch(self, number: int) -> None:
-        upcoming = self._upcoming
-        if self._cache is None or number >= len(upcoming):
+        """Fetch what is missing of the first shard that is not cached yet; those before it are in use already."""
+        if self._cache is None or not self._cache.usable:
             return
-        for place, stored in enumerate(upcoming[number], 2 * number):
-            if self._cache.usable and not self._cache.has(stored):
-                _close(self._cache.open(stored, _AtOrigin(self._origin, stored), later_than=place, wait=False))
+        cache = self._cache
+        missing = ((2 * i + j, stored) for i, pair in enumerate(self._upcoming) for j, stored in enumerate(pair) if not cache.has(stored))
+        for place, stored in islice(missing, 2):
+            _close(cache.open(stored, _AtOrigin(self._origin, stored), later_than=place, wait=False))
 
 
 class RangeTar:

@@ -99,3 +99,31 @@ def test_a_bomb_is_a_sample_error():
     bomb = encoded(Image.new("1", (15000, 15000)), "PNG")
     with pytest.raises(SampleError, match="undecodable"):
         decode_image("png", bomb, 8)
+
+
+def test_the_middle_of_an_image_of_the_right_short_side_is_cut_out_exactly():
+    data = encoded(picture(40, 24), "JPEG", quality=95)
+    whole = decode_image("jpg", data)
+    for extension in ("jpg", "unknown"):  # simplejpeg's way, Pillow's way
+        assert np.array_equal(decode_image(extension, data, 16, short_side=24), whole[4:20, 12:28])
+    out = np.empty((16, 16, 3), np.uint8)
+    assert decode_image("jpg", data, 16, short_side=24, out=out) is out
+    assert np.array_equal(out, whole[4:20, 12:28])
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 200), (150, 300), (20, 10), (64, 64)])
+def test_the_middle_is_that_of_resizing_first(width, height):
+    data = encoded(picture(width, height), "PNG")
+    found = decode_image("png", data, 32, short_side=48).astype(int)
+    scale = 48 / min(width, height)
+    resized = Image.open(io.BytesIO(data)).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (resized.width - 32) // 2, (resized.height - 32) // 2
+    expected = np.asarray(resized).astype(int)[top : top + 32, left : left + 32]
+    assert np.abs(found - expected).mean() < 2
+
+
+def test_an_image_of_the_result_size_is_still_scaled_to_its_short_side():
+    data = encoded(picture(32, 32), "PNG")
+    assert not np.array_equal(decode_image("png", data, 32, short_side=48), decode_image("png", data, 32))
+    data = encoded(picture(32, 32), "JPEG")
+    assert not np.array_equal(decode_image("jpg", data, 32, short_side=48), decode_image("jpg", data, 32))

@@ -24,7 +24,7 @@ class RangeServer:
     def __init__(self, folder: Path, *, ranges: bool = True, login: str | None = None, query: str = "") -> None:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.folder, self._server.ranges, self._server.login, self._server.query = folder, ranges, login, query
-        self._server.status, self._server.answered = None, 0
+        self._server.status, self._server.answered, self._server.paths = None, 0, []
         self.port: int = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -36,6 +36,11 @@ class RangeServer:
     def answered(self) -> int:
         """Requests so far."""
         return self._server.answered
+
+    @property
+    def paths(self) -> list[str]:
+        """The path of every GET, in order."""
+        return list(self._server.paths)
 
     def __enter__(self) -> RangeServer:
         """Start answering."""
@@ -57,6 +62,7 @@ class _Server(ThreadingHTTPServer):
     query: str
     status: int | None
     answered: int
+    paths: list[str]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client may hang up."""
@@ -69,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.answered += 1
+        if self.command == "GET":
+            self.server.paths.append(urlsplit(self.path).path)
         if self.server.status is not None:
             return self._answer(self.server.status, {}, b"")
         split = urlsplit(self.path)

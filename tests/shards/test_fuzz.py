@@ -81,7 +81,10 @@ def test_any_tar_reads_as_tarfile_sees_it(tmp_path_factory, found, format, mtime
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    folder = make_data_set(tmp_path_factory.mktemp("sound") / "d", (3, 2))
+    return make_data_set(tmp_path_factory.mktemp("sound") / "d", (3, 2))
+
+
+def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -135,8 +138,9 @@ def lay_out(folder, files):
 @NO_LIMIT
 @given(file=st.integers(0, 4), change=damage())
 def test_damage_is_named_or_does_not_matter(tmp_path, sound, file, change):
-    name = sorted(sound)[file]
-    folder = lay_out(tmp_path / "d", sound | {name: change(sound[name])})
+    files = files_of(sound)
+    name = sorted(files)[file]
+    folder = lay_out(tmp_path / "d", files | {name: change(files[name])})
     samples, refusal = outcome(lambda: read_all(folder))
     assert samples == [pair(number) for number in range(5)] or name.partition(".")[0] in refusal
 
@@ -144,7 +148,7 @@ def test_damage_is_named_or_does_not_matter(tmp_path, sound, file, change):
 @NO_LIMIT
 @given(change=damage())
 def test_a_damaged_tar_is_adopted_as_tarfile_sees_it_or_refused(tmp_path, sound, change):
-    folder = lay_out(tmp_path / "d", {"a.tar": change(sound["s-000.tar"])})
+    folder = lay_out(tmp_path / "d", {"a.tar": change((sound / "s-000.tar").read_bytes())})
     for old in (sidecar_path(folder / "a.tar"), folder / "manifest.parquet"):
         old.unlink(missing_ok=True)
     samples, refusal = outcome(lambda: adopt_and_read(folder))
@@ -158,7 +162,7 @@ def test_a_damaged_tar_is_adopted_as_tarfile_sees_it_or_refused(tmp_path, sound,
 @given(change=damage())
 def test_a_damaged_sidecar_is_made_again(tmp_path, sound, change):
     """`adopt` goes by sidecars that no manifest vouches for yet."""
-    files = {name: data for name, data in sound.items() if name.startswith("s-000")}
+    files = {name: data for name, data in files_of(sound).items() if name.startswith("s-000")}
     folder = lay_out(tmp_path / "d", files)
     sidecar = folder / "s-000.index.arrow"
     sidecar.write_bytes(change(sidecar.read_bytes()))
