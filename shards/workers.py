@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from shards.commit import remove_leftovers
 from shards.config import WriteConfig
 from shards.errors import MmscaleError, ShardError
 from shards.plan import ShardTask
@@ -58,6 +59,7 @@ def run_tasks(
     finally:
         for worker in workers:
             worker.stop()
+        remove_leftovers(Path(config.out))  # of those that were in the middle of a shard
 
 
 class _Worker:

@@ -152,12 +152,12 @@ def test_audio_and_video_from_a_folder(media: Path, tmp_path: Path, mode: str) -
     found = samples(out)
     pictures = {"mp4"} if mode == "keep" else {"000.jpg", "001.jpg", "002.jpg", "003.jpg"}
     assert {key: set(parts) - {"txt", "json"} for key, parts in found.items()} == {
-        "bark": {"flac"},
+        "bark": {"wav"},
         "rain": {"ogg"},
         "film": pictures,
         "both": pictures | {"flac"},
     }
-    assert soundfile.info(io.BytesIO(found["bark"]["flac"])).samplerate == 16000
+    assert soundfile.info(io.BytesIO(found["bark"]["wav"])).samplerate == 16000
     bark, film = (json.loads(found[key]["json"]) for key in ("bark", "film"))
     assert (bark["duration_s"], bark["sample_rate"], bark["channels"]) == (1.5, 16000, 1)
     assert (film["duration_s"], film["frames"], film["fps"]) == ((2.0, 20, 10.0) if mode == "keep" else (2.0, 4, 2.0))
@@ -217,13 +217,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
     write(*words, f"out={tmp_path / 'whole'}")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(mount)], check=True)
     try:
-        with pytest.raises(
-            ShardError, match=r"failed: No space left on device\. Mend that and repeat the command; finished shards are kept"
-        ):
+        with pytest.raises(ShardError, match=r"failed: No space left on device\. Mend that and repeat"):
             write(*words, f"out={mount / 'out'}")
         finished = sorted(path.name for path in (mount / "out").glob("*.index.arrow"))
         assert 0 < len(finished) < 14
-        assert not [path for path in (mount / "out").glob(".*.tmp") if path.stat().st_size]
+        assert not list((mount / "out").rglob(".*"))
         subprocess.run(["mount", "-o", "remount,size=64m", str(mount)], check=True)
         write(*words, f"out={mount / 'out'}")
         assert digests(mount / "out") == digests(tmp_path / "whole")
