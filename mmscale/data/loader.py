@@ -16,8 +16,8 @@ from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.forecast import Forecast
 from mmscale.data.feed import Feed, ThreadFeed
+from mmscale.data.starting import StartingFeed
 from mmscale.data.statistics import LoaderStatistics, Work
-from mmscale.data.workers import WorkerFeed
 from shards.errors import ConfigError
 
 
@@ -182,7 +182,7 @@ def open_feed(builder: Builder, samples: int, workers: int, threads: int, device
     """Choose between threads of this process and worker processes."""
     pin = device.type == "cuda"
     if workers:
-        return WorkerFeed(builder, samples=samples, workers=workers, threads=threads, pin=pin)
+        return StartingFeed(builder, samples=samples, workers=workers, threads=threads, pin=pin)
     return ThreadFeed(builder, samples=samples, threads=threads, pin=pin)
 
 

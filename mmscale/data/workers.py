@@ -66,6 +66,9 @@ class WorkerFeed:
         workers: how many processes.
         threads: decode threads in each.
         pin: copy to page-locked memory, for a CUDA device.
+
+    Raises:
+        RunError: a worker has died before it could begin.
     """
 
     def __init__(self, builder: Builder, *, samples: int, workers: int, threads: int, pin: bool = False) -> None:
@@ -76,6 +79,12 @@ class WorkerFeed:
         self._asked = self._taken = 0
         # an interpreter that ends without close() waits for its children, and they for the end of the connection
         self._at_exit = Finalize(self, _hang_up, args=([worker.connection for worker in self._workers],), exitpriority=10)
+        try:
+            for worker in self._workers:
+                worker.wait_for_start()
+        except RunError:
+            self.close()
+            raise
 
     @property
     def pids(self) -> list[int]:
@@ -126,6 +135,13 @@ class _Worker:
         self.process.start()
         theirs.close()
 
+    def wait_for_start(self) -> None:
+        """Wait for the word that the process has all it needs and no longer minds signals."""
+        try:
+            self.connection.recv()
+        except (EOFError, OSError) as e:
+            raise RunError(f"Loader worker {self.index} (pid {self.process.pid}) {self._end()} before it could begin.") from e
+
     def submit(self, positions: list[int]) -> None:
         known = len(self.arenas)
         task = _Task(self.arenas.take(), positions)
@@ -165,13 +181,15 @@ class _Worker:
         return failure.error
 
     def _death(self, task: _Task) -> RunError:
-        self.process.join(JOIN_S)
-        code = self.process.exitcode
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
         return RunError(
-            f"Loader worker {self.index} (pid {self.process.pid}) {how} while it was to read positions {task.positions[0]} to "
+            f"Loader worker {self.index} (pid {self.process.pid}) {self._end()} while it was to read positions {task.positions[0]} to "
             f"{task.positions[-1]}. A SIGKILL nobody sent is the system running out of memory: lower loader.workers or loader.prefetch."
         )
+
+    def _end(self) -> str:
+        self.process.join(JOIN_S)
+        code = self.process.exitcode
+        return f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
 
 
 def _hang_up(connections: Sequence[Connection]) -> None:
@@ -197,6 +215,7 @@ def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: i
     arenas: list[Bytes] = []
     with ThreadPoolExecutor(threads) as pool:
         try:
+            connection.send(None)
             while True:
                 task: _Task | None = connection.recv()
                 if task is None:

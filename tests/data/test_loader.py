@@ -15,6 +15,7 @@ from mmscale.data.arena import ArenaPool
 from mmscale.data.build import Builder
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import StepLoader, evaluation_batches
+from mmscale.data.starting import StartingFeed
 from mmscale.data.workers import WorkerFeed, _preload
 from mmscale.errors import RunError
 from shards.errors import ConfigError, IntegrityError
@@ -36,8 +37,14 @@ def loader(folder, *, seen=0, rank=0, size=1, micro=M, steps=STEPS, **options):
 
 
 def steps_of(folder, **options):
+    """All steps; after the first, the workers are waited for, so that threads build the first batches and workers the others."""
+    steps = []
     with loader(folder, **options) as opened:
-        return list(opened)
+        for step in opened:
+            steps.append(step)
+            if isinstance(opened.feed, StartingFeed):
+                assert opened.feed.workers.pids
+    return steps
 
 
 def workers_alive():
@@ -124,7 +131,7 @@ def test_batches_may_be_kept(folder):
 def test_memory_is_used_again(folder, workers):
     with loader(folder, workers=workers, steps=40) as opened:
         for _ in opened:
-            pools = [opened.feed._arenas] if workers == 0 else [w.arenas for w in opened.feed._workers]
+            pools = [opened.feed._arenas] if workers == 0 else [w.arenas for w in opened.feed.workers._workers]
         assert sum(map(len, pools)) <= 12 * max(1, workers)
 
 
@@ -172,7 +179,7 @@ def test_a_killed_worker_is_an_error_and_no_hang(folder):
     with loader(folder, workers=2, steps=10_000, prefetch=1) as opened:
         steps = iter(opened)
         next(steps)
-        os.kill(opened.feed.pids[1], signal.SIGKILL)
+        os.kill(opened.feed.workers.pids[1], signal.SIGKILL)
         with pytest.raises(
             RunError, match=r"Loader worker 1 \(pid \d+\) was killed by SIGKILL while it was to read positions \d+ to \d+\."
         ):
@@ -224,14 +231,14 @@ def test_workers_end_with_their_parent(folder, tmp_path, way):
 
 
 def test_a_signal_to_the_whole_group_is_the_parents_to_decide(folder):
-    with loader(folder, workers=2) as opened:
+    with loader(folder, workers=2, steps=20) as opened:
         seen = 0
         for _ in opened:
             seen += 1
-            for pid in opened.feed.pids:
+            for pid in opened.feed.workers.pids:
                 os.kill(pid, signal.SIGTERM)
                 os.kill(pid, signal.SIGINT)
-        assert seen == STEPS
+        assert seen == 20
 
 
 def test_a_batch_that_does_not_divide_is_said(folder):
@@ -280,3 +287,43 @@ def test_the_fork_server_imports_what_our_own_entry_point_did_but_not_itself(mon
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("mmscale.data.loader", None))
     assert "mmscale.data.workers" in _preload()
     assert "mmscale.data.loader" not in _preload()
+
+
+def test_the_first_batches_come_before_the_workers_have_started(folder):
+    feed = StartingFeed(Builder(ShardDataset(folder, image_size=SIZE), collator(folder.parent, folder)), samples=M, workers=2, threads=1)
+    feed.submit(range(M))
+    assert list(feed._turns) == [feed._local]
+    assert len(feed.workers.pids) == 2
+    feed.submit(range(M))
+    assert list(feed._turns) == [feed._local, feed.workers]
+    by_threads, by_worker = feed.take(), feed.take()
+    assert_equal(by_threads.batch, by_worker.batch)
+    feed.close()
+
+
+class DiesAtStart(ShardDataset):
+    def __setstate__(self, state):
+        os._exit(3)
+
+
+def test_a_worker_that_cannot_begin_is_an_error(folder):
+    builder = Builder(ShardDataset(folder, image_size=SIZE), collator(folder.parent, folder))
+    builder.dataset = DiesAtStart(folder, image_size=SIZE)
+    with pytest.raises(RunError, match=r"Loader worker 0 \(pid \d+\) ended with exit code 3 before it could begin"):
+        WorkerFeed(builder, samples=M, workers=2, threads=1)
+    assert not workers_alive()
+
+
+def test_statistics_count_what_threads_and_workers_read(folder):
+    expected = None
+    for workers in (0, 2):
+        with loader(folder, workers=workers, steps=8) as opened:
+            assert opened.statistics().samples == 0
+            for _ in opened:
+                if workers:
+                    assert opened.feed.workers.pids
+            found = opened.statistics()
+        assert found.samples == 8 * B
+        assert min(found.read_ms, found.decode_ms) > 0
+        expected = expected or found.bytes
+        assert found.bytes == expected > 0
