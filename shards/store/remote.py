@@ -98,8 +98,13 @@ class RemoteStore:
             return
         cache = self._cache
         missing = ((2 * i + j, stored) for i, pair in enumerate(self._upcoming) for j, stored in enumerate(pair) if not cache.has(stored))
-        for place, stored in islice(missing, 2):
-            _close(cache.open(stored, _AtOrigin(self._origin, stored), later_than=place, wait=False))
+        fetched = 0
+        for place, stored in islice(missing, 2 * self._config.prefetch):  # others may be fetching some of them
+            descriptor = cache.open(stored, _AtOrigin(self._origin, stored), later_than=place, wait=False)
+            _close(descriptor)
+            fetched += descriptor is not None
+            if fetched == 2:
+                return
 
 
 class RangeTar:

@@ -134,7 +134,7 @@ def test_wrong_bytes_end_the_epoch_by_name_and_leave_no_thread(tmp_path):
     threads = threading.active_count()
     with pytest.raises(IntegrityError, match=r"00001\.tar:s13"):
         list(batches_of(folder))
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_leaving_early_leaves_no_thread_and_goes_on(folder):
@@ -142,7 +142,7 @@ def test_leaving_early_leaves_no_thread_and_goes_on(folder):
     batches = batches_of(folder)
     first = next(iter(batches))
     gc.collect()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert sorted(first.keys + keys_of(batches)) == sorted(f"s{i}" for i in range(ROWS))
 
 
