@@ -33,6 +33,7 @@ def test_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
         (("runs", "show", "{folder}"), 1, "is not a run folder"),
         (("checkpoints", "verify", "{folder}"), 1, "has no committed checkpoint"),
         (("shards", "write", "source=folder"), 2, "`out` is required"),
+        (("shards", "write", "source=glyphs", "out={folder}/x", "--part", "0/3"), 2, "`part` must be i/n with i from 1 to n"),
     ],
 )
 def test_mistake_is_one_paragraph(tmp_path: Path, words: tuple[str, ...], code: int, message: str) -> None:
