@@ -42,6 +42,7 @@ def test_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
         (("shards", "merge", "out=x"), 2, "There is nothing to merge"),
         (("shards", "verify", "{folder}", "--repair"), 2, "--repair needs --full"),
         (("shards", "verify", "{folder}", "--full", "--repair"), 1, "There are no .tar files in"),
+        (("shards", "write", "source=glyphs", "out={folder}/x", "--part", "0/3"), 2, "`part` must be i/n with i from 1 to n"),
     ],
 )
 def test_mistake_is_one_paragraph(tmp_path: Path, words: tuple[str, ...], code: int, message: str) -> None:
