@@ -47,18 +47,20 @@ def memory_mb() -> float:
     return found
 
 
-def epoch(batches: Iterator[tuple[list[str], Any]], rows: int, opened: float) -> dict[str, float]:
+def epoch(reader: Any, rows: int, opened: float) -> dict[str, float]:
     """Read one epoch of `rows` samples and say what it cost."""
     found: dict[str, float] = {"samples": 0, "memory_mb": 0.0}
     marks: list[tuple[int, float, float]] = []
     wanted = [part * rows for part in STEADY]
-    for keys, images in batches:
+    for keys, images in reader:
         assert images.shape[0] == len(keys)
         if not found["samples"]:
             found["first_batch_s"] = time.perf_counter() - opened
             found["start_s"] = time.perf_counter() - _BEGIN
         found["samples"] += len(keys)
         if len(marks) < len(wanted) and found["samples"] >= wanted[len(marks)]:
+            if not marks and hasattr(reader, "settle"):
+                reader.settle()
             marks.append((int(found["samples"]), cpu_seconds(), time.perf_counter()))
             if len(marks) == len(wanted):
                 found["memory_mb"] = memory_mb()
@@ -103,7 +105,7 @@ def main() -> None:
     opened = time.perf_counter()
     reader = module.Reader(Options(folder=Path(words.folder), workers=words.workers, rank=words.rank, size=words.size, state=state))
     if words.mode == "epoch":
-        found = epoch(iter(reader), words.rows, opened)
+        found = epoch(reader, words.rows, opened)
     else:
         batches = iter(reader)
         found = part(batches, words.stop, opened)

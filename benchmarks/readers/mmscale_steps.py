@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mmscale.config import DataConfig, ModelConfig, ObjectiveConfig, ObjectivesC
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import StepLoader
+from mmscale.data.starting import StartingFeed
 from mmscale.data.tokenize import TextTokenizer
 
 SETTINGS = "StepLoader, images alone, worker processes of one decode thread each; without the next epoch's rows in the last batch"
@@ -26,6 +28,7 @@ def prepare(tars: Path, folder: Path) -> None:
     backend = Tokenizer(models.WordLevel({"[CLS]": 0, "[SEP]": 1}, unk_token="[SEP]"))
     wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]")
     wrapped.save_pretrained(str(folder / "tokenizer"))
+    (folder / "tokenizer.pickle").write_bytes(pickle.dumps(TextTokenizer(folder / "tokenizer")))  # as it goes to workers
 
 
 class Reader:
@@ -42,7 +45,7 @@ class Reader:
         self.seen, self.rows = options.state or 0, len(dataset)
         self.loader = StepLoader(
             dataset,
-            Collator.from_config(config, TextTokenizer(options.folder / "tokenizer")),
+            Collator.from_config(config, pickle.loads((options.folder / "tokenizer.pickle").read_bytes())),
             global_batch=BATCH * options.size,
             micro_batch=BATCH,
             rank=options.rank,
@@ -61,6 +64,11 @@ class Reader:
                 self.seen = step.samples_seen_after
                 inside = sum(position < self.rows for position in step.positions)
                 yield step.keys[:inside], step.micro[0].pixels_NCHW[:inside].permute(0, 2, 3, 1)
+
+    def settle(self) -> None:
+        """Wait until the worker processes have taken over from the threads of the start."""
+        if isinstance(self.loader.feed, StartingFeed):
+            assert self.loader.feed.workers.pids
 
     def state(self) -> int:
         """Return the samples seen."""
