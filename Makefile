@@ -13,12 +13,12 @@ LABEL ?=
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow test-cluster check format clean
 
 help:
 	@echo "make setup     create .venv and install everything into it"
 	@echo "make demo      raw pairs -> shards -> pretraining -> fine-tuning -> evaluation; DATA=path takes your own pairs (a folder, a table)"
-	@echo "make test      the tests (test-slow: those of minutes)"
+	@echo "make test      the tests (test-slow: those of minutes; test-cluster: those that need root)"
 	@echo "make check     ruff, mypy, the layer test"
 
 setup: $(STAMP)
@@ -37,6 +37,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu and not cluster'
+
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m 'cluster and not gpu'
 
 check: $(STAMP)
 	$(BIN)/ruff check .
