@@ -1,8 +1,8 @@
 """Claims on shards, so that commands on several hosts that share nothing but a folder do not write the same ones at the same time.
 
-A claim is a small file made with O_EXCL, which is atomic on NFS too. Its holder touches it again and again; one that is not touched any
-more, or whose process has ended on this machine, may be taken over. Claims save work, they protect nothing: whoever writes a shard, its
-bytes are the same and it is renamed into place as a whole, so two holders of one claim do no harm.
+A claim is a small file with its holder's name, linked into place, which succeeds for one process only, on NFS too. Its holder touches it
+again and again; one that is not touched any more, or whose process has ended on this machine, may be taken over. Claims save work, they
+protect nothing: whoever writes a shard, its bytes are the same and it is renamed into place as a whole, so two holders do no harm.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from shards.commit import commit_first
 from shards.owner import for_people, has_ended, own_name
 
 CLAIM_FOLDER = ".claims"
@@ -64,22 +65,14 @@ class Claims:
         return for_people(self._holder(name) or "")
 
     def _create(self, name: str) -> bool:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         try:
             self._folder.mkdir(exist_ok=True)  # whoever ended last has taken it away
-            descriptor = os.open(self._folder / name, flags, 0o644)
-        except (FileExistsError, FileNotFoundError):
+            return commit_first(self._folder / name, self._owner.encode())
+        except FileNotFoundError:  # and again just now
             return False
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123
-                file.write(self._owner)
-        except OSError:  # a full disk
-            (self._folder / name).unlink(missing_ok=True)
-            raise
-        return True
 
     def _holder(self, name: str) -> str | None:
-        """Owner in the claim's file; empty while it is being made, None if there is none."""
+        """Owner in the claim's file; None if there is none."""
         try:
             return (self._folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -50,7 +50,7 @@ class Progress:
         self._done += samples
         if self._bar is not None:
             self._bar.update(self._task, advance=samples)
-        elif time.monotonic() - self._last > LINE_EVERY_S:
+        elif samples and time.monotonic() - self._last > LINE_EVERY_S:
             self._last = time.monotonic()
             rate = (self._done - self._first) / (self._last - self._started)
             self.say(f"{self._doing} {self._done} of {self._total} samples, {rate:.0f}/s, {(self._total - self._done) / rate:.0f} s left")

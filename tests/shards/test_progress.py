@@ -28,6 +28,13 @@ def test_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().err == ""
 
 
+def test_a_look_at_others_that_have_done_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
+    with Progress(10, 4, shown=True) as bar:
+        bar.advance(0)
+    assert capsys.readouterr().err == ""
+
+
 def read_to_the_end(master: int) -> str:
     """What was written to a terminal that is closed now; it may come in several parts."""
     parts = []
