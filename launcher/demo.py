@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -143,6 +144,9 @@ def main(
         for number, stage in enumerate(stages, start=1):
             run_stage(stage, f"{number} of {len(stages)}")
         summary = summarize(read_metrics(out / "evaluations"), minutes=(time.monotonic() - start) / 60)
+    except KeyboardInterrupt as e:
+        print("demo: interrupted; started again, it goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from e
     except MmscaleError as e:
         print(f"demo: {e}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(e, ConfigError) else 1) from e
@@ -174,9 +178,24 @@ def run_stage(stage: Stage, place: str) -> None:
         LaunchError: it fails.
     """
     print(f"\n== {place}: {stage.title}\n$ mmscale {shlex.join(stage.words)}", flush=True)
-    code = subprocess.run([find_program("mmscale"), *stage.words], check=False).returncode
+    code = wait_for(subprocess.Popen([find_program("mmscale"), *stage.words], start_new_session=True))
     if code != 0:
         raise LaunchError(f"The stage {stage.title!r} failed with exit code {code}; its own message is above.", exit_code=1)
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a command's own end. Ctrl-C is passed on to it, so that it can end what it has started; then it is raised."""
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt as e:
+            interrupted = e
+            process.send_signal(signal.SIGINT)
+        else:
+            if interrupted is not None:
+                raise interrupted
+            return code
 
 
 def read_metrics(evaluations: Path) -> dict[str, dict[str, float]]:

@@ -1,5 +1,7 @@
 """The demo is the commands that a user would type: which ones, and in which order."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from launcher.demo import glyph_stages, hold_out, own_stages, source_words, summarize
 from shards.errors import ConfigError
+from tests.launcher.launching import Launched, wait_for, write_stage
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -97,3 +100,25 @@ def test_summary_keeps_the_numbers_that_tell() -> None:
         "classification": {"accuracy": 0.97},
         "minutes": 8.13,
     }
+
+
+def test_ctrl_c_ends_the_stage_and_all_it_has_started(tmp_path: Path) -> None:
+    words = ("launch", str(write_stage(tmp_path)), "--ranks-per-node", "2", "--module", "tests.launcher.standin")
+    program = f"from launcher.demo import Stage, run_stage; run_stage(Stage(title='t', words={words!r}), '1 of 1')"
+    demo = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=REPO,
+        env=os.environ | {"MMSCALE_STANDIN": "run"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    launched = Launched(demo, tmp_path / "run")  # type: ignore[arg-type]
+    try:
+        wait_for(lambda: len(launched.ranks()) == 2, 180)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) != 0
+        assert launched.processes() == []
+    finally:
+        for process in launched.processes():
+            process.kill()
