@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mmscale.data.arena import ArenaPool, Bytes, page_locked, pageable
 from mmscale.data.decode import decode_image
-from mmscale.data.statistics import LoaderStatistics, Work
+from mmscale.data.statistics import READ_TOGETHER, LoaderStatistics, Work
 from shards.errors import ConfigError, SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
@@ -199,22 +199,25 @@ class _Job:
         return ImageBatch(self.images, self.positions, samples, self.seen, self.errors)
 
     def _run(self, rows: range) -> None:
-        work, clock, reader = Work(), time.perf_counter, self.batches.reader
-        for row in rows:
+        clock, reader = time.perf_counter, self.batches.reader
+        for first in range(rows.start, rows.stop, READ_TOGETHER):
+            block = range(first, min(first + READ_TOGETHER, rows.stop))
             begin = clock()
-            sample = reader[self.places[row]]
+            samples = [reader[self.places[row]] for row in block]
             read = clock()
-            self._decode(row, sample)
-            work.add(sum(map(len, sample.parts.values())), read - begin, clock() - read)
-        with self.lock:
-            self.work += work
+            for row, sample in zip(block, samples, strict=True):
+                self._decode(row, sample)
+            done = Work.of(samples, read_s=read - begin, decode_s=clock() - read)
+            with self.lock:
+                self.work += done
 
     def _decode(self, row: int, sample: Sample) -> None:
         found = sample.image()
         try:
             if found is None:
                 raise SampleError(sample.key, "no_image", "the sample has no image part")
-            decode_image(*found, self.batches.image_size, short_side=self.batches.short_side, key=sample.key, out=self.images[row])
+            size, short_side = self.batches.image_size, self.batches.short_side
+            decode_image(*found, size, short_side=short_side, key=sample.key, out=self.images[row])
         except SampleError as e:
             self.images[row] = 0
             self.errors[row] = f"{e.reason}: {e.detail}"
