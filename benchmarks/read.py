@@ -118,7 +118,7 @@ class Bench:
                 return before
             share = -(-(self.rows - len(before["keys"])) // size)  # some readers run on into the next epoch by themselves
             options = {"size": size, "workers": workers_after, "load": saved, "stop": share}
-            ranks = [self.start(reader, kind, "part", rank=r, **options) for r in range(size)]
+            ranks = [self.start(reader, kind, "part", rank=r, **options) for r in range(size if share > 0 else 0)]
             after = [self.finish(process) for process in ranks]
         errors = [run["error"] for run in after if "error" in run]
         if errors:

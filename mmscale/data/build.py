@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from mmscale.data.arena import Bytes
 from mmscale.data.batch import Batch
 from mmscale.data.collate import Collator
-from mmscale.data.dataset import ShardDataset
+from mmscale.data.dataset import Place, ShardDataset
 from mmscale.data.example import Example
-from mmscale.data.statistics import Work
+from mmscale.data.statistics import READ_TOGETHER, Work
 from shards.errors import ConfigError
 
 Quarantined = tuple[int, str, str]
@@ -108,23 +108,30 @@ class Job:
         return next((e for e in [f.exception() for f in self.futures] if e is not None), None)
 
     def _run(self, rows: range) -> Micro | None:
+        places = self.builder.dataset.places(self.positions[rows.start : rows.stop])
+        for first in range(0, len(places), READ_TOGETHER):
+            self._fill(rows.start + first, places[first : first + READ_TOGETHER])
+        with self.lock:
+            self.unfinished -= 1
+            is_last = self.unfinished == 0
+        return self._assemble() if is_last else None
+
+    def _fill(self, first: int, places: Sequence[Place]) -> None:
+        """Read and decode the rows from `first` on."""
         dataset, collator = self.builder.dataset, self.builder.collator
-        wants_image, work, clock = collator.plan.image, Work(), time.perf_counter
-        for row, place in zip(rows, dataset.places(self.positions[rows.start : rows.stop]), strict=True):
+        wants_image, clock = collator.plan.image, time.perf_counter
+        begin = clock()
+        samples = [dataset.fetch(place) for place in places]
+        read = clock()
+        for row, (place, sample) in enumerate(zip(places, samples, strict=True), first):
             out = self.pixels_MHHC[row] if wants_image else None
-            begin = clock()
-            sample = dataset.fetch(place)
-            read = clock()
             example = dataset.decode(place, sample, out, image=wants_image)
             if out is not None and example.image is not None:
                 collator.augment_into(out, self.draws[row])
             self.examples[row] = example
-            work.add(sum(map(len, sample.parts.values())), read - begin, clock() - read)
+        done = Work.of(samples, read_s=read - begin, decode_s=clock() - read)
         with self.lock:
-            self.work += work
-            self.unfinished -= 1
-            is_last = self.unfinished == 0
-        return self._assemble() if is_last else None
+            self.work += done
 
     def _assemble(self) -> Micro:
         examples = [e for e in self.examples if e is not None]

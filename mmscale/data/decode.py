@@ -107,7 +107,7 @@ def _decode_pillow(
 
 
 def _middle(pixels: NDArray[np.uint8], size: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    top, left = ((side - size) // 2 for side in pixels.shape[:2])
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     middle = pixels[top : top + size, left : left + size]
     if out is None:
         return np.ascontiguousarray(middle)

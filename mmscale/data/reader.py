@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 
 from mmscale.data.arena import ArenaPool, Bytes, page_locked, pageable
 from mmscale.data.decode import decode_image
-from mmscale.data.statistics import LoaderStatistics, Work
+from mmscale.data.statistics import READ_TOGETHER, LoaderStatistics, Work
 from shards.errors import ConfigError, SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
+
+LOCATED_TOGETHER = 16
+"""Batches whose places in the shards are found in one call."""
 
 
 @dataclass(slots=True)
@@ -119,11 +123,10 @@ class ImageBatches:
         """
         arenas = ArenaPool(self.batch_size * self.image_size**2 * 3, allocate=page_locked if self.pin else pageable)
         jobs = self._jobs = deque()
-        wanted = self._ranges()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="mmscale-decode") as pool:
             try:
-                for begin, end, seen in wanted:
-                    jobs.append(_Job(self, pool, range(begin, end), seen, arenas.lend(arenas.take())))
+                for positions, places, seen in self._located():
+                    jobs.append(_Job(self, pool, positions, places, seen, arenas.lend(arenas.take())))
                     if len(jobs) > self.prefetch:
                         yield self._finish(jobs.popleft())
                 while jobs:
@@ -162,6 +165,19 @@ class ImageBatches:
             begin = min(start + self.rank * self.batch_size, stop)
             yield begin, min(begin + self.batch_size, stop), min(start + step, stop)
 
+    def _located(self) -> Iterator[tuple[NDArray[np.int64], list[tuple[int, int]], int]]:
+        """Yield (positions, their (shard, row), samples seen after it) of each batch, several located at once: a call costs as much as 64."""
+        ranges = self._ranges()
+        while group := list(islice(ranges, LOCATED_TOGETHER)):
+            positions = np.concatenate([np.arange(begin, end) for begin, end, _ in group])
+            _, shards, rows = self.order.locate(positions)
+            places = list(zip(shards.tolist(), rows.tolist(), strict=True))
+            first = 0
+            for begin, end, seen in group:
+                last = first + end - begin
+                yield positions[first:last], places[first:last], seen
+                first = last
+
     def _finish(self, job: _Job) -> ImageBatch:
         begin = time.perf_counter()
         batch = job.result()
@@ -174,13 +190,19 @@ class ImageBatches:
 class _Job:
     """One batch under way, its rows divided among the threads."""
 
-    def __init__(self, batches: ImageBatches, pool: ThreadPoolExecutor, positions: range, seen: int, arena: Bytes) -> None:
+    def __init__(
+        self,
+        batches: ImageBatches,
+        pool: ThreadPoolExecutor,
+        positions: NDArray[np.int64],
+        places: Sequence[tuple[int, int]],
+        seen: int,
+        arena: Bytes,
+    ) -> None:
         self.batches, self.seen, self.work = batches, seen, Work()
         side, count = batches.image_size, len(positions)
         self.images = arena[: count * side * side * 3].reshape(count, side, side, 3)
-        self.positions = np.arange(positions.start, positions.stop)
-        _, shards, rows = batches.order.locate(self.positions)
-        self.places: Sequence[tuple[int, int]] = list(zip(shards.tolist(), rows.tolist(), strict=True))
+        self.positions, self.places = positions, places
         self.samples: list[Sample | None] = [None] * count
         self.errors: dict[int, str] = {}
         self.lock = threading.Lock()
@@ -199,22 +221,25 @@ class _Job:
         return ImageBatch(self.images, self.positions, samples, self.seen, self.errors)
 
     def _run(self, rows: range) -> None:
-        work, clock, reader = Work(), time.perf_counter, self.batches.reader
-        for row in rows:
+        clock, reader = time.perf_counter, self.batches.reader
+        for first in range(rows.start, rows.stop, READ_TOGETHER):
+            block = range(first, min(first + READ_TOGETHER, rows.stop))
             begin = clock()
-            sample = reader[self.places[row]]
+            samples = [reader[self.places[row]] for row in block]
             read = clock()
-            self._decode(row, sample)
-            work.add(sum(map(len, sample.parts.values())), read - begin, clock() - read)
-        with self.lock:
-            self.work += work
+            for row, sample in zip(block, samples, strict=True):
+                self._decode(row, sample)
+            done = Work.of(samples, read_s=read - begin, decode_s=clock() - read)
+            with self.lock:
+                self.work += done
 
     def _decode(self, row: int, sample: Sample) -> None:
         found = sample.image()
         try:
             if found is None:
                 raise SampleError(sample.key, "no_image", "the sample has no image part")
-            decode_image(*found, self.batches.image_size, short_side=self.batches.short_side, key=sample.key, out=self.images[row])
+            size, short_side = self.batches.image_size, self.batches.short_side
+            decode_image(*found, size, short_side=short_side, key=sample.key, out=self.images[row])
         except SampleError as e:
             self.images[row] = 0
             self.errors[row] = f"{e.reason}: {e.detail}"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from shards.sample import Sample
+
+READ_TOGETHER = 16
+"""Samples that a thread reads before it decodes them: a decode drives the reading's code and data out of the core's caches."""
 
 
 @dataclass(slots=True)
@@ -18,12 +24,10 @@ class Work:
     decode_s: float = 0.0
     """Seconds of decoding, cropping and augmenting, over all threads."""
 
-    def add(self, size_bytes: int, read_s: float, decode_s: float) -> None:
-        """Count one sample."""
-        self.samples += 1
-        self.bytes += size_bytes
-        self.read_s += read_s
-        self.decode_s += decode_s
+    @classmethod
+    def of(cls, samples: Sequence[Sample], *, read_s: float, decode_s: float) -> Work:
+        """Count some samples."""
+        return cls(len(samples), sum(len(part) for sample in samples for part in sample.parts.values()), read_s, decode_s)
 
     def __iadd__(self, other: Work) -> Work:
         """Add other work to this."""
