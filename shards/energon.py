@@ -27,10 +27,15 @@ def write_energon(manifest: Manifest, *, progress: Callable[[int, int, str], Non
     """Write what Energon's training reads: an index a tar, the number of samples, one split `train` of all shards, crude samples.
 
     Raises:
-        ShardError: a key occurs twice in the data set, which Energon refuses; a shard has no sample; a tar cannot be read.
+        ShardError: rows are masked; a key occurs twice in the data set, which Energon refuses; a shard has no sample; a tar cannot be read.
 
     Source: megatron-energon, flavors/webdataset/itar.py and prepare.py.
     """
+    if not (manifest.table["mask"].null_count == manifest.table["location"].null_count == len(manifest.shards)):
+        raise ShardError(
+            f"{manifest.root!r} is a version that leaves out rows or whose tars lie elsewhere, and Energon would know nothing of it. Write "
+            f"it densely first: `mmscale shards merge {manifest.root} out=NEW rewrite=true`."
+        )
     seen: dict[str, str] = {}
     for done, info in enumerate(manifest.shards, 1):
         if not info.rows:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from shards import img2dataset
+from shards.commit import remove_leftovers
 from shards.digest import file_sha256
 from shards.errors import SampleError, ShardError
 from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
@@ -118,6 +119,7 @@ def adopt(folder: str | Path, *, progress: Progress | None = None) -> Manifest:
         ShardError: there is no tar, or some cannot be indexed; the sound ones are indexed all the same.
     """
     folder = Path(folder)
+    remove_leftovers(folder)
     special = _special_shards(folder)
     tars = _tars(folder, required=not special)
     faults: list[str] = []

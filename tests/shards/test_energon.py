@@ -13,7 +13,10 @@ import yaml
 from shards.energon import write_energon
 from shards.errors import ShardError
 from shards.index import adopt
+from shards.manifest import read_manifest
+from shards.versions.filter import FilterVersionConfig, filter_data_set
 from tests.shards.tars import make_data_set, pair, write_tar
+from tests.shards.versions import config
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -105,3 +108,10 @@ def test_hidden_files_that_energon_takes_for_samples_are_named(tmp_path):
             tar.addfile(tarfile.TarInfo(name))
     with pytest.raises(ShardError, match=r"a\.tar' has 1 samples, and Energon would find 2: it takes hidden files"):
         write_energon(adopt(tmp_path))
+
+
+def test_a_version_with_a_row_mask_is_refused(tmp_path):
+    folder = make_data_set(tmp_path / "d", (5,))
+    filter_data_set(folder, config(FilterVersionConfig, tmp_path / "v", "where=[number>2]"))
+    with pytest.raises(ShardError, match=r"leaves out rows .* Write it densely first: `mmscale shards merge .*v out=NEW rewrite=true`"):
+        write_energon(read_manifest(tmp_path / "v"))

@@ -1,7 +1,10 @@
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import time
+from pathlib import Path
 
 import google_crc32c
 import pyarrow as pa
@@ -160,3 +163,20 @@ def test_sidecar_errors(tmp_path):
     write_tar(tar, [pair(number) for number in range(9)])
     with pytest.raises(ShardError, match=r"'b\.tar' has \d+ bytes but its sidecar was made for \d+"):
         shard_info(tar)
+
+
+def test_what_a_killed_command_left_is_removed(tmp_path: Path) -> None:
+    folder = make_data_set(tmp_path / "d", (3,))
+    ended = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from shards.commit import temporary; import sys, pathlib; "
+            "path = temporary(pathlib.Path(sys.argv[1])); path.write_bytes(b'half')",
+            str(folder / "shard.index.arrow"),
+        ]
+    )
+    assert ended.wait() == 0
+    assert any(path.name.startswith(".") for path in folder.iterdir())
+    adopt(folder)
+    assert not any(path.name.startswith(".") for path in folder.iterdir())
