@@ -77,13 +77,13 @@ def test_a_filter_leaves_out_and_does_not_quarantine(tmp_path: Path) -> None:
     (folder / "photo2.jpg").write_bytes(encoded(gradient(12, 12)))
     (folder / "photo3.txt").write_text("x")
     (folder / "photo4.txt").write_text("An AD for shoes")
-    limits = ["filter.min_side=16", "filter.max_aspect=4", "filter.min_caption_chars=2", "filter.deny=[ad]", "quarantine.max_count=0"]
+    limits = ["filter.min_side=16", "filter.max_aspect=4", "filter.min_chars=2", "filter.deny=[ad]", "quarantine.max_count=0"]
     out = tmp_path / "out"
     summary = write("source=folder", f"path={folder}", f"out={out}", "processes=1", "rows_per_shard=4", *limits)
     assert set(samples(out)) == {"photo0", "photo5"}
-    assert summary.filtered == {"max_aspect": 1, "min_side": 1, "min_caption_chars": 1, "deny": 1}
+    assert summary.filtered == {"max_aspect": 1, "min_side": 1, "min_chars": 1, "deny": 1}
     assert summary.quarantined == {}
-    assert "none quarantined, 4 filtered (1 deny, 1 max_aspect, 1 min_caption_chars, 1 min_side)" in str(summary)
+    assert "none quarantined, 4 filtered (1 deny, 1 max_aspect, 1 min_chars, 1 min_side)" in str(summary)
     lines = [json.loads(line) for line in (out / "filtered.jsonl").read_text().splitlines()]
     assert lines[0] == {"key": "photo1", "reason": "max_aspect", "source": "photo1.jpg"}
     assert write("source=folder", f"path={folder}", f"out={out}", "processes=1", "rows_per_shard=4", *limits).filtered == summary.filtered
