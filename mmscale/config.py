@@ -12,95 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmscale.data_config import DataConfig, mixture_sources
+from mmscale.model_config import ModelConfig
+from mmscale.objectives_config import ObjectivesConfig, TaskConfig
 from shards import configfile
+from shards.configfile import need
 from shards.errors import ConfigError
 from shards.store.config import StoreConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """Shape of the multiway fusion Transformer."""
-
-    hidden_size: int = 128
-    """Width d of the residual stream."""
-    num_heads: int = 4
-    """Attention heads; must divide hidden_size."""
-    unimodal_layers: int = 4
-    """Lower layers, which attend within a modality."""
-    fusion_layers: int = 2
-    """Upper layers, which attend across modalities. 0 with only the contrastive objective is CLIP-like; unimodal 0 is ViLT-like."""
-    mlp_ratio: float = 4.0
-    """Hidden width of the feed-forward layers over hidden_size."""
-    image_size: int = 32
-    """Side in pixels of the square model input; images are resized to it."""
-    patch_size: int = 8
-    """Side in pixels of a patch; must divide image_size."""
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Mean of red, green and blue in [0, 1] that pixels are centred by. For pictures on a plain ground the data set's own can be better."""
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Standard deviation of red, green and blue that pixels are then divided by."""
-    max_text_tokens: int = 64
-    """Rows of the text position table; at least data.max_text_tokens."""
-    projection_size: int = 128
-    """Width of the contrastive embedding."""
-    qk_norm: bool = True
-    """RMS-normalise queries and keys (Henry et al. 2020; ViT-22B)."""
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    """Activation of the feed-forward layers; BERT and ViT use gelu."""
-    dropout: float = 0.0
-    """Dropout after attention and feed-forward layers."""
-    layer_norm_eps: float = 1e-6
-    """Epsilon of layer normalisation; 1e-12 for BERT- and ViT-initialised models."""
-    activation_checkpointing: bool = False
-    """Recompute each block in backward: memory of one block against about a third more time."""
-    init_text_from: str | None = None
-    """A local BERT-shaped transformers folder whose weights start the text expert."""
-    init_image_from: str | None = None
-    """A local ViT-shaped transformers folder whose weights start the perception expert."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectiveConfig:
-    """One pretraining objective. Weight 0 turns it off."""
-
-    weight: float = 0.0
-    """Its factor in the total loss."""
-    fraction: float = 1.0
-    """Part of the samples, chosen by (train.seed, position), that take part. contrastive: always all."""
-    mask: float = 0.15
-    """masked_language: part of tokens masked. masked_image: part of patches masked."""
-    group: int | None = None
-    """contrastive, matching: negatives come from aligned groups of so many consecutive positions, which makes the loss independent of
-    ranks and accumulation; null: contrastive uses the micro-batches of all ranks, matching the rank's own micro-batch."""
-    target: Literal["pixels", "features"] = "pixels"
-    """masked_image: predict per-patch normalised pixels (MAE) or the model's own detached unmasked features."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectivesConfig:
-    """The pretraining objectives of one forward pass."""
-
-    contrastive: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    matching: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    masked_language: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    captioning: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    masked_image: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskConfig:
-    """The task of a fine-tuning stage; it adds its head and loss to the objectives."""
-
-    name: Literal["classification", "vqa", "retrieval", "captioning"] = "???"  # type: ignore[assignment]
-    """Which of mmscale/tasks."""
-    weight: float = 1.0
-    """Factor of the task's loss in the total."""
-    label_smoothing: float = 0.0
-    """classification, vqa: label smoothing."""
-    beams: int = 1
-    """captioning: beam width at evaluation; 1 is greedy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,40 +199,27 @@ def find_part(kind: str, name: str) -> Path:
 def _check(config: RunConfig) -> None:
     model, train, data = config.model, config.train, config.data
     config.store.check()
-    _need(
-        model.hidden_size % model.num_heads == 0,
-        f"`model.num_heads` must divide model.hidden_size = {model.hidden_size}; got {model.num_heads}.",
-    )
-    _need(
-        model.image_size % model.patch_size == 0,
-        f"`model.patch_size` must divide model.image_size = {model.image_size}; got {model.patch_size}.",
-    )
+    model.check()
     for key, words, count in (("directions", data.augment.directions, 4), ("colours", data.augment.colours, 3)):
-        _need(
+        need(
             words is None or len({word.casefold() for word in words}) == len(words) == count,
             f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
         )
     mixture_sources(data)
-    _need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
-    _need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
-    _need(min(model.image_std) > 0, f"`model.image_std` must be above 0; got {list(model.image_std)}.")
-    _need(
+    need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
+    need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
+    need(
         data.max_text_tokens <= model.max_text_tokens,
         f"`data.max_text_tokens` = {data.max_text_tokens} is more than model.max_text_tokens = {model.max_text_tokens}. "
         "Lower the one or raise the other.",
     )
     for key, value in (("train.steps", train.steps), ("train.global_batch", train.global_batch), ("log.every", config.log.every)):
-        _need(value > 0, f"`{key}` must be at least 1; got {value}.")
-    _need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
+        need(value > 0, f"`{key}` must be at least 1; got {value}.")
+    need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [
         getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")
     ]
-    _need(
+    need(
         config.task is not None or any(w > 0 for w in weights),
         "Nothing to train: every `objectives.*.weight` is 0 and no `task` is set. Give an objective a weight or name a task.",
     )
-
-
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)

@@ -17,12 +17,13 @@ import transformers
 from mmscale.assemble import checkpoint_config
 from mmscale.checkpoint.find import resolve
 from mmscale.checkpoint.model_folder import model_folder
-from mmscale.config import ObjectivesConfig, RunConfig, TaskConfig
+from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import evaluation_batches
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
+from mmscale.objectives_config import ObjectivesConfig, TaskConfig
 from mmscale.run_folder import replace_file
 from mmscale.tasks import LABEL_TASKS, Record, Task, build_task, is_labelled
 from mmscale.world import World

@@ -119,3 +119,9 @@ def _explain(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
     message = _first_line(error)
     return f"`{key}`: {message}" if key and key != "None" else message
+
+
+def need(condition: bool, message: str) -> None:
+    """Raise ConfigError with a message unless a condition holds."""
+    if not condition:
+        raise ConfigError(message)

@@ -9,12 +9,14 @@ from typing import Any
 
 from benchmarks.readers import BATCH, Options, mmscale_threads
 from benchmarks.readers.picture import SHORT_SIDE, SIZE
-from mmscale.config import DataConfig, ModelConfig, ObjectiveConfig, ObjectivesConfig, RunConfig
+from mmscale.config import DataConfig, RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import StepLoader
 from mmscale.data.starting import StartingFeed
 from mmscale.data.tokenize import TextTokenizer
+from mmscale.model_config import ModelConfig
+from mmscale.objectives_config import ObjectiveConfig, ObjectivesConfig
 
 SETTINGS = "StepLoader, images alone, worker processes of one decode thread each; without the next epoch's rows in the last batch"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mmscale.config import ModelConfig
+from mmscale.model_config import ModelConfig
 
 SHAPE_KEYS = (
     "hidden_size",

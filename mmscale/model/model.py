@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from mmscale.config import ModelConfig
 from mmscale.data.batch import Batch, TextStream
 from mmscale.model.attention import dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
@@ -29,6 +28,7 @@ from mmscale.model.pretrained import LoadReport, load_towers
 from mmscale.model.readout import Lower, read_heads
 from mmscale.model.sequences import Readout, Sequences, Wanted, arrange, entries, readout
 from mmscale.model.state import State, by_row
+from mmscale.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from mmscale.objectives.base import Objective, Term

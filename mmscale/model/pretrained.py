@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from mmscale.config import ModelConfig
 from mmscale.model.embeddings import resize_positions
+from mmscale.model_config import ModelConfig
 from shards.errors import ConfigError
 
 if TYPE_CHECKING:

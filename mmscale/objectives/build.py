@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mmscale.config import RunConfig, TaskConfig
+from mmscale.config import RunConfig
 from mmscale.objectives.base import Objective
 from mmscale.objectives.captioning import Captioning
 from mmscale.objectives.classify import Classify
@@ -12,6 +12,7 @@ from mmscale.objectives.contrastive import Contrastive
 from mmscale.objectives.masked_image import MaskedImage
 from mmscale.objectives.masked_language import MaskedLanguage
 from mmscale.objectives.matching import Matching
+from mmscale.objectives_config import TaskConfig
 
 
 def build_objectives(config: RunConfig) -> list[Objective]:

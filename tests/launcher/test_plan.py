@@ -8,7 +8,8 @@ import pytest
 from launcher.engines import engine_of
 from launcher.machine import Machine
 from launcher.plan import LaunchPlan, LaunchRequest, make_plan
-from mmscale.config import DataConfig, ObjectiveConfig, ObjectivesConfig, RunConfig, TrainConfig
+from mmscale.config import DataConfig, RunConfig, TrainConfig
+from mmscale.objectives_config import ObjectiveConfig, ObjectivesConfig
 from shards.errors import ConfigError
 
 HERE = Path("/home/ada/project")

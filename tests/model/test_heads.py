@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmscale.config import CONFIGS, ModelConfig
+from mmscale.config import CONFIGS
 from mmscale.model import MMScaleModel, heads, mmscale_config
 from mmscale.model.embeddings import patchify
 from mmscale.model.heads import LanguageHead
+from mmscale.model_config import ModelConfig
 from shards import configfile
 from tests.model.tiny import VOCAB, tiny_config
 

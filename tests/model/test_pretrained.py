@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from mmscale.config import ModelConfig
 from mmscale.model.embeddings import resize_positions
 from mmscale.model.pretrained import load_image, load_text
+from mmscale.model_config import ModelConfig
 from shards.errors import ConfigError
 from tests.model.tiny import VOCAB, make_batch, random_rows, tiny_model
 

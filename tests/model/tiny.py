@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from mmscale.config import ModelConfig, ObjectiveConfig, ObjectivesConfig, RunConfig, TaskConfig
+from mmscale.config import RunConfig
 from mmscale.data.batch import IGNORE, Batch, TextStream
 from mmscale.model import MMScaleConfig, MMScaleModel, mmscale_config
+from mmscale.model_config import ModelConfig
 from mmscale.objectives import Objective, build_objectives
+from mmscale.objectives_config import ObjectiveConfig, ObjectivesConfig, TaskConfig
 
 VOCAB, CLASSES = 40, 3
 BEGIN, END, MASK = 1, 2, 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmscale.config import ObjectiveConfig, ObjectivesConfig, RunConfig, TaskConfig
+from mmscale.config import RunConfig
 from mmscale.objectives import build_objectives
 from mmscale.objectives.classify import Classify
+from mmscale.objectives_config import ObjectiveConfig, ObjectivesConfig, TaskConfig
 from tests.model.tiny import Row, all_objectives, make_batch, random_rows, tiny_model
 
 ROWS = [*random_rows(5), Row(caption=None, text=None, label=1), Row(image=False), Row(caption=None), Row(False, None, None)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from mmscale.config import ModelConfig, RunConfig
+from mmscale.config import RunConfig
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.evaluate import predict_records
 from mmscale.model import MMScaleModel, mmscale_config
+from mmscale.model_config import ModelConfig
 from mmscale.tasks import Record, build_task
 from shards import configfile
 from tests.data.tiny import tokenizer_folder
