@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import google_crc32c
@@ -22,7 +23,7 @@ from shards.plan import ShardTask, shard_name
 from shards.sample import Sample, validate
 from shards.sidecar import IndexEntry, PartEntry, read_index, write_index
 from shards.sources import make_source
-from shards.sources.record import RawSample, Record
+from shards.sources.record import RawSample, Record, Source
 from shards.tar import TarStream
 
 QUARANTINE_FOLDER = "quarantine"
@@ -47,11 +48,21 @@ class ShardWriter:
 
     def __init__(self, config: WriteConfig) -> None:
         self._config = config
-        self._source = make_source(config)
-        self._judge = None if config.filter == FilterConfig() else Judge(config.filter)
         self._out = Path(config.out)
 
-    def write(self, task: ShardTask, report: Callable[[int], None]) -> ShardResult:
+    @cached_property
+    def _source(self) -> Source:
+        return make_source(self._config)
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        return None if self._config.filter == FilterConfig() else Judge(self._config.filter)
+
+    def __reduce__(self) -> tuple[type[ShardWriter], tuple[WriteConfig]]:
+        """Pickle the configuration: each process opens the source by itself, at its first shard."""
+        return ShardWriter, (self._config,)
+
+    def __call__(self, task: ShardTask, report: Callable[[int], None]) -> ShardResult:
         """Write and commit a shard.
 
         Args:

@@ -8,12 +8,13 @@ from contextlib import closing
 from pathlib import Path
 
 from shards.claim import Claims
+from shards.commit import remove_leftovers
 from shards.config import WriteConfig
 from shards.part import Part
 from shards.plan import Plan, ShardTask, shard_name
+from shards.pool import run
 from shards.progress import Progress
-from shards.shard_writer import ShardResult, finished_shard
-from shards.workers import run_tasks
+from shards.shard_writer import ShardResult, ShardWriter, finished_shard
 
 POLL_S = 0.5
 """Pause between two looks at what others are writing."""
@@ -56,10 +57,14 @@ def _write(config: WriteConfig, plan: Plan, missing: list[int], claims: Claims, 
     """Write those of the missing shards that nobody else has claimed."""
     written: dict[int, ShardResult] = {}
     processes = min(config.process_count(), len(missing))
-    with closing(run_tasks(config, _claimed(config, plan, missing, claims), processes, bar.advance)) as results:
-        for result in results:
-            claims.release(shard_name(result.number))
-            written[result.number] = result
+    tasks = _claimed(config, plan, missing, claims)
+    try:
+        with closing(run(ShardWriter(config), tasks, processes, report=bar.advance)) as results:
+            for _, result in results:
+                claims.release(shard_name(result.number))
+                written[result.number] = result
+    finally:
+        remove_leftovers(Path(config.out))  # of processes that were in the middle of a shard
     return written
 
 

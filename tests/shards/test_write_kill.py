@@ -113,7 +113,7 @@ def test_a_dead_worker_is_named(tmp_path: Path) -> None:
     wait_for_workers(process, 2)[0].kill()
     errors = close(process)
     assert process.returncode == 1
-    assert "ShardError: A writer process ended by signal 9 (out of memory? then use fewer `processes`) at the shard 'shard-0000" in errors
+    assert "ShardError: A worker process ended by signal 9 (out of memory? then use fewer `processes`) at 'shard-0000" in errors
 
 
 def test_an_error_of_a_worker_keeps_its_kind(tmp_path: Path) -> None:
