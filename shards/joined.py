@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from shards.read import ShardReader
 from shards.sample import Sample
+from shards.store.statistics import StoreStatistics
 
 
 class JoinedReader:
@@ -58,6 +59,10 @@ class JoinedReader:
             wanted[source].append(shard - self._firsts[source])
         for reader, shards in zip(self.readers, wanted, strict=True):
             reader.expect(shards)
+
+    def statistics(self) -> StoreStatistics:
+        """Return what reading from the stores of all data sets took so far in this process."""
+        return sum((reader.statistics() for reader in self.readers), StoreStatistics())
 
     @property
     def digest(self) -> str:

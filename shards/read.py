@@ -115,7 +115,9 @@ class ShardReader:
 
     def statistics(self) -> StoreStatistics:
         """Return what reading from the store took so far in this process; all zero for a local folder."""
-        return self.store.statistics()
+        with self._lock:
+            others = list(self._stores.values())
+        return sum((store.statistics() for store in others), self.store.statistics())
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place, not the open files."""

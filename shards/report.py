@@ -30,6 +30,7 @@ from shards.store.place import is_url, normal, shown
 
 Values = npt.NDArray[np.int64]
 
+_WHOLE = ("width", "height", "sample_rate", "frames", "caption_length")
 COLUMNS = 10
 """Pictures in a row of the contact sheet."""
 THUMBNAIL = 192
@@ -57,6 +58,12 @@ class Statistics:
     widths: Values
     heights: Values
     """Pixels, of the samples with an image."""
+    durations: npt.NDArray[np.float64]
+    """Seconds, of the samples with audio or video."""
+    sample_rates: Values
+    """Hz, of the samples with audio."""
+    frames: Values
+    """Pictures, of the samples with a video."""
     caption_lengths: Values
     """Characters, of the samples with a caption."""
     sample_bytes: Values
@@ -74,20 +81,20 @@ def statistics(folder: str | Path) -> Statistics:
         ShardError: there is no finished data set.
     """
     reader = ShardReader(folder)
-    columns: dict[str, list[Values]] = {name: [] for name in ("width", "height", "caption_length", "sample_bytes")}
+    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_WHOLE, "duration_s", "sample_bytes")}
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for shard in range(len(reader.rows_per_shard)):
         table = reader.index(shard)
-        for name in ("width", "height", "caption_length"):
-            columns[name].append(pc.drop_null(table[name]).to_numpy().astype(np.int64))
+        for name in (*_WHOLE, "duration_s"):
+            columns[name].append(pc.drop_null(table[name]).to_numpy().astype(np.int64 if name in _WHOLE else np.float64))
         flat = pc.list_flatten(table["parts"])
         part_sizes = pc.struct_field(flat, "size").to_numpy()
         columns["sample_bytes"].append(_sum_by_row(part_sizes, pc.list_value_length(table["parts"]).to_numpy()))
         for ext, codes in _by_extension(pc.struct_field(flat, "ext")):
             counts[ext] += int(codes.sum())
             sizes[ext] += int(part_sizes[codes].sum())
-    joined = {name: np.concatenate([*arrays, np.empty(0, np.int64)]) for name, arrays in columns.items()}
+    joined = {name: np.concatenate(arrays) if arrays else np.empty(0, np.int64) for name, arrays in columns.items()}
     return Statistics(
         root=reader.store.root,
         digest=reader.manifest.digest,
@@ -96,6 +103,9 @@ def statistics(folder: str | Path) -> Statistics:
         shard_rows=np.asarray(reader.rows_per_shard, dtype=np.int64),
         widths=joined["width"],
         heights=joined["height"],
+        durations=joined["duration_s"].astype(np.float64),
+        sample_rates=joined["sample_rate"],
+        frames=joined["frames"],
         caption_lengths=joined["caption_length"],
         sample_bytes=joined["sample_bytes"],
         part_counts=counts,
@@ -117,6 +127,12 @@ def summary(folder: str | Path) -> str:
         f"  images    {len(found.widths):,} of {found.rows:,}   width {_range(found.widths)}   height {_range(found.heights)} pixels",
         f"  captions  {len(found.caption_lengths):,} of {found.rows:,}   {_range(found.caption_lengths)} characters",
     ]
+    if len(found.durations):
+        lines.append(f"  length    {len(found.durations):,} of {found.rows:,}   {_range(found.durations)} seconds, {_hours(found)} in all")
+    if len(found.sample_rates):
+        lines.append(f"  audio     {len(found.sample_rates):,} of {found.rows:,}   {_range(found.sample_rates)} Hz")
+    if len(found.frames):
+        lines.append(f"  video     {len(found.frames):,} of {found.rows:,}   {_range(found.frames)} pictures")
     for ext, count in sorted(found.part_counts.items()):
         size = found.part_bytes[ext]
         lines.append(f"  .{ext:<8} {count:,} parts   {_bytes(size)}   {_bytes(size / count)} on average")
@@ -206,12 +222,18 @@ def _draw_sheet(sheet: Any, shown: list[Sample], sheet_rows: int) -> None:
 
 
 def _draw_charts(charts: Any, found: Statistics) -> None:
-    axes = charts.subplots(1, 4)
+    drawn: list[tuple[str, str, dict[str, npt.NDArray[Any]]]] = [
+        ("image side", "pixels", {"width": found.widths, "height": found.heights}),
+        ("caption length", "characters", {"caption": found.caption_lengths}),
+        ("size of a sample", "kB", {"sample": found.sample_bytes / 1e3}),
+        ("samples in a shard", "samples", {"shard": found.shard_rows}),
+    ]
+    if len(found.durations):
+        drawn.insert(1, ("length", "seconds", {"sample": found.durations}))
+    axes = charts.subplots(1, len(drawn))
     charts.subplots_adjust(left=0.045, right=0.98, top=0.86, bottom=0.2, wspace=0.22)
-    _histogram(axes[0], "image side", "pixels", {"width": found.widths, "height": found.heights})
-    _histogram(axes[1], "caption length", "characters", {"caption": found.caption_lengths})
-    _histogram(axes[2], "size of a sample", "kB", {"sample": found.sample_bytes / 1e3})
-    _histogram(axes[3], "samples in a shard", "samples", {"shard": found.shard_rows})
+    for one, (title, unit, series) in zip(axes, drawn, strict=True):
+        _histogram(one, title, unit, series)
 
 
 def _histogram(axes: Axes, title: str, unit: str, series: dict[str, npt.NDArray[Any]]) -> None:
@@ -308,8 +330,16 @@ def _shards(found: Statistics) -> str:
     return f"{count:,} shard{'' if count == 1 else 's'}"
 
 
-def _range(values: Values) -> str:
-    return f"{values.min():,} / {values.mean():,.1f} / {values.max():,}" if len(values) else "none"
+def _range(values: npt.NDArray[Any]) -> str:
+    if not len(values):
+        return "none"
+    places = "" if np.issubdtype(values.dtype, np.integer) else ".1f"
+    return f"{values.min():,{places}} / {values.mean():,.1f} / {values.max():,{places}}"
+
+
+def _hours(found: Statistics) -> str:
+    seconds = float(found.durations.sum())
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _bytes(count: float) -> str:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mmscale.data.arena import ArenaPool, page_locked, pageable
 from mmscale.data.build import Builder, Job, Micro
+from mmscale.data.statistics import StoreMeter
 
 
 class Feed(Protocol):
@@ -47,6 +48,7 @@ class ThreadFeed:
         self._arenas = ArenaPool(builder.pixel_bytes(samples), allocate=page_locked if pin else pageable)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmscale-decode")
         self._jobs: deque[Job] = deque()
+        self._meter = StoreMeter(builder.dataset.reader)
 
     def submit(self, positions: Sequence[int]) -> None:
         """Ask for a micro-batch of at most `samples` positions."""
@@ -56,6 +58,7 @@ class ThreadFeed:
     def take(self) -> Micro:
         """Wait for the micro-batch that was asked for first; what went wrong in a thread is raised here."""
         micro = self._jobs.popleft().result()
+        micro.work.store = self._meter.take()
         return Micro(micro.batch.pin_memory(), micro.quarantined, micro.work) if self._pin else micro
 
     def ready(self) -> int:

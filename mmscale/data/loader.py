@@ -41,6 +41,10 @@ class StepBatch:
     """Seconds that whoever iterates waited for it."""
     quarantined: list[Quarantined]
     """(position, key, error) of this rank's samples that do not decode; they are rows of weight 0."""
+    work: Work
+    """What reading and decoding them took."""
+    ready: int
+    """Micro-batches that lay finished behind this step when it was handed out."""
 
     @property
     def positions(self) -> list[int]:
@@ -166,10 +170,14 @@ class StepLoader:
         host = [m.batch for m in found]
         micro = host if self.device.type == "cpu" else [batch.to(self.device) for batch in host]
         wait_s = time.perf_counter() - begin
-        self._wait_s += wait_s
+        work = Work()
         for m in found:
-            self._work += m.work
-        return StepBatch(step, start + self.global_batch, micro, host, wait_s, [q for m in found for q in m.quarantined])
+            work += m.work
+        self._wait_s += wait_s
+        self._work += work
+        quarantined = [q for m in found for q in m.quarantined]
+        ready = self.feed.ready() if self.feed else 0
+        return StepBatch(step, start + self.global_batch, micro, host, wait_s, quarantined, work, ready)
 
 
 def share(places: Sequence[int], micro_batch: int, rank: int, size: int) -> list[Sequence[int]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mmscale.data.arena import ArenaPool, Bytes, page_locked, pageable
 from mmscale.data.decode import decode_image
-from mmscale.data.statistics import READ_TOGETHER, LoaderStatistics, Work
+from mmscale.data.statistics import READ_TOGETHER, LoaderStatistics, StoreMeter, Work
 from shards.errors import ConfigError, SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
@@ -108,6 +108,7 @@ class ImageBatches:
         self.samples_seen = samples_seen
         self.threads, self.prefetch, self.pin = threads, prefetch, pin
         self._work = Work()
+        self._meter = StoreMeter(self.reader)
         self._wait_s = 0.0
         self._jobs: deque[_Job] = deque()
 
@@ -182,6 +183,7 @@ class ImageBatches:
         begin = time.perf_counter()
         batch = job.result()
         self._wait_s += time.perf_counter() - begin
+        job.work.store = self._meter.take()
         self._work += job.work
         self.samples_seen = batch.samples_seen
         return batch

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from shards.sample import Sample
+from shards.store.statistics import StoreStatistics
 
 READ_TOGETHER = 16
 """Samples that a thread reads before it decodes them: a decode drives the reading's code and data out of the core's caches."""
+NOTHING = StoreStatistics()
 
 
 @dataclass(slots=True)
@@ -23,6 +26,8 @@ class Work:
     """Seconds of fetching and comparing with the checksums, over all threads."""
     decode_s: float = 0.0
     """Seconds of decoding, cropping and augmenting, over all threads."""
+    store: StoreStatistics = NOTHING
+    """What reading from the store took."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample], *, read_s: float, decode_s: float) -> Work:
@@ -35,7 +40,32 @@ class Work:
         self.bytes += other.bytes
         self.read_s += other.read_s
         self.decode_s += other.decode_s
+        if other.store is not NOTHING:
+            self.store = self.store + other.store
         return self
+
+
+class Counted(Protocol):
+    """A reader that counts what its store does."""
+
+    def statistics(self) -> StoreStatistics:
+        """Return the counts of this process so far."""
+
+
+class StoreMeter:
+    """Tells what a reader's store did between two looks. A process has one, or it would count twice."""
+
+    def __init__(self, reader: Counted) -> None:
+        self._reader = reader
+        self._seen = reader.statistics()
+
+    def take(self) -> StoreStatistics:
+        """Return the counts since the last look."""
+        now = self._reader.statistics()
+        if now == self._seen:
+            return NOTHING
+        since, self._seen = now - self._seen, now
+        return since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +84,8 @@ class LoaderStatistics:
     """Seconds that whoever iterates has waited: near zero where the loader keeps up."""
     ready: int
     """Batches that lie finished, waiting to be taken: near zero where the loader does not keep up."""
+    store: StoreStatistics
+    """What reading from the store took."""
 
     @classmethod
     def of(cls, work: Work, *, wait_s: float, ready: int) -> LoaderStatistics:
@@ -66,4 +98,5 @@ class LoaderStatistics:
             decode_ms=1000 * work.decode_s / count,
             wait_s=wait_s,
             ready=ready,
+            store=work.store,
         )

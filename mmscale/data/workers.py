@@ -30,7 +30,7 @@ import torch
 from mmscale.data.arena import ArenaPool, Bytes, map_shared
 from mmscale.data.build import Builder, Micro, Quarantined
 from mmscale.data.packing import Packed, pack, unpack
-from mmscale.data.statistics import Work
+from mmscale.data.statistics import StoreMeter, Work
 from mmscale.errors import RunError
 
 JOIN_S = 5.0
@@ -213,6 +213,7 @@ def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: i
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     arenas: list[Bytes] = []
+    meter = StoreMeter(builder.dataset.reader)
     with ThreadPoolExecutor(threads) as pool:
         try:
             connection.send(None)
@@ -223,7 +224,10 @@ def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: i
                     arenas.append(map_shared(descriptor, arena_bytes))
                     os.close(descriptor)
                 else:
-                    connection.send(_reply(builder, pool, threads, task, arenas[task.arena]))
+                    reply = _reply(builder, pool, threads, task, arenas[task.arena])
+                    if isinstance(reply, _Reply):
+                        reply.work.store = meter.take()
+                    connection.send(reply)
         except (EOFError, OSError):
             return
 

@@ -6,12 +6,14 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from mmscale.data.batch import Batch
+from mmscale.data.statistics import Work
 from mmscale.hooks import StepInfo, due
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to
 from mmscale.world import World
@@ -66,9 +68,10 @@ class LogHook:
 
     def _record(self, info: StepInfo) -> dict[str, Any]:
         losses, logs = info.sums.reduce()
-        samples, tokens, flops, wait_s = self.window.reduce(self.world)
         elapsed = time.perf_counter() - self.window.start
         steps = info.step - self.window.step
+        sums, wait_s, ready = self.window.reduce(self.world)
+        samples, tokens, flops = (sums[name] for name in ("samples", "tokens", "flops"))
         weighted = [o.weight * loss for o, loss in zip(self.objectives, losses, strict=True)]
         norm = self.engine.get_global_grad_norm()
         mfu = 3 * flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
@@ -76,7 +79,8 @@ class LogHook:
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
         record |= {"grad_norm": None if norm is None else float(norm), "lr": self.engine.optimizer.param_groups[0]["lr"]}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
-        return record | {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device), "quarantined": info.sums.quarantined}
+        record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device), "quarantined": info.sums.quarantined}
+        return record | _reading(sums, ready, elapsed)
 
     def _write(self, record: dict[str, Any]) -> None:
         append_line(self.folder.metrics, record)
@@ -99,6 +103,7 @@ class _Window:
         self.start = time.perf_counter()
         self.samples = self.tokens = 0
         self.flops = self.wait_s = 0.0
+        self.work, self.ready = Work(), 0
 
     def add(self, info: StepInfo, flops: float) -> None:
         """Count a step in."""
@@ -106,15 +111,34 @@ class _Window:
         self.tokens += sum(b.caption.ids_T.numel() + b.text.ids_T.numel() + b.patch_mask_NP.numel() for b in info.batch.host)
         self.flops += flops
         self.wait_s += info.batch.wait_s
+        self.work += info.batch.work
+        self.ready = info.batch.ready
 
-    def reduce(self, world: World) -> tuple[float, float, float, float]:
-        """Samples, tokens and forward FLOPs over all ranks, and the longest data wait of a rank (all ranks call)."""
-        sums = torch.tensor([self.samples, self.tokens, self.flops], dtype=torch.float64, device=world.device)
-        longest = torch.tensor([self.wait_s], dtype=torch.float64, device=world.device)
+    def reduce(self, world: World) -> tuple[dict[str, float], float, int]:
+        """Bring the ranks together (all ranks call).
+
+        Returns:
+            Sums over all ranks: samples, tokens, forward FLOPs, the loader's work and, as `store/NAME`, the store's; the longest data wait
+            of a rank; the fewest batches that lie ready on a rank.
+        """
+        local = {"samples": self.samples, "tokens": self.tokens, "flops": self.flops, "read": self.work.samples, "bytes": self.work.bytes}
+        local |= {"read_s": self.work.read_s, "decode_s": self.work.decode_s}
+        local |= {f"store/{name}": count for name, count in asdict(self.work.store).items()}
+        sums = torch.tensor(list(local.values()), dtype=torch.float64, device=world.device)
+        most = torch.tensor([self.wait_s, -self.ready], dtype=torch.float64, device=world.device)
         dist.all_reduce(sums)
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-        samples, tokens, flops = sums.tolist()
-        return samples, tokens, flops, longest.item()
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        wait_s, unready = most.tolist()
+        return dict(zip(local, sums.tolist(), strict=True)), wait_s, -int(unready)
+
+
+def _reading(sums: dict[str, float], ready: int, elapsed: float) -> dict[str, float]:
+    """What reading took since the last line, over all ranks; the store's counts only where one was asked."""
+    count = max(1.0, sums["read"])
+    found = {"read_ms": 1000 * sums["read_s"] / count, "decode_ms": 1000 * sums["decode_s"] / count}
+    found |= {"bytes_per_s": sums["bytes"] / elapsed, "batches_ready": ready}
+    store = {name: count for name, count in sums.items() if name.startswith("store/")}
+    return found | (store if any(store.values()) else {})
 
 
 def console_line(record: dict[str, Any], steps: int, eta_s: float) -> str:

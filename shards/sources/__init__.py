@@ -22,4 +22,4 @@ def make_source(config: WriteConfig) -> Source:
         return FolderSource(config)
     if config.source == "table":
         return TableSource(config)
-    return WebDatasetSource(config.path or "", config.image)
+    return WebDatasetSource(config)

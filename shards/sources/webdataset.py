@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shards.config import ImageConfig
+from shards.config import WriteConfig
 from shards.errors import SampleError, SourceError
-from shards.sample import IMAGE_EXTENSIONS, split_name
+from shards.sample import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, split_name
 from shards.sources.folder import parse_fields, pop_captions
 from shards.sources.paths import expand
 from shards.sources.record import RawSample, Record, refuse_shared_keys, safe_key
@@ -23,10 +23,11 @@ Part = tuple[str, int, int]
 class WebDatasetSource:
     """Samples of one or several uncompressed tars."""
 
-    def __init__(self, path: str, image: ImageConfig) -> None:
+    def __init__(self, config: WriteConfig) -> None:
         self._open: tuple[int, int] | None = None
-        self._files = expand(path, (".tar",))
-        self._image = image
+        self._files = expand(config.path or "", (".tar",))
+        self._limits = {ext: (f"{kind}.max_bytes", most) for kind, (extensions, most) in _media(config).items() for ext in extensions}
+        self._other = "image.max_bytes", config.image.max_bytes
 
     def records(self) -> list[Record]:
         """List the samples tar by tar, from the members' headers alone; a tar that is cut short ends with a refused record."""
@@ -39,25 +40,27 @@ class WebDatasetSource:
     def load(self, record: Record) -> RawSample:
         """Read the parts of one sample."""
         file_number, parts = record.locator
-        read = {extension: self._read(record.key, file_number, offset, size) for extension, offset, size in parts}
+        read = {extension: self._read(record.key, file_number, extension, (offset, size)) for extension, offset, size in parts}
         fields = parse_fields(record.key, read.pop("json")) if "json" in read else {}
         captions = [read.pop("txt")] if "txt" in read else pop_captions(record.key, fields)
         if "cls" in read:
             fields.setdefault("cls", _class(read.pop("cls")))
-        images = [extension for extension in IMAGE_EXTENSIONS if extension in read]
-        if len(images) > 1:
-            raise SampleError(record.key, "duplicate_part", f"The sample has several images: {', '.join(images)}.")
-        image = read.pop(images[0]) if images else None
-        return RawSample(image=image, captions=captions, fields=fields, extra=read)
+        image, audio, video = (
+            _only(record.key, read, kind, extensions)
+            for kind, extensions in (("images", IMAGE_EXTENSIONS), ("recordings", AUDIO_EXTENSIONS), ("videos", VIDEO_EXTENSIONS))
+        )
+        return RawSample(image=image, audio=audio, video=video, captions=captions, fields=fields, extra=read)
 
     def _distinct(self, records: list[Record]) -> list[Record]:
         """Put the tar's name before keys that several tars use, as numbered ones do."""
         tars_of: Counter[str] = Counter(key for key, _ in {(r.key, r.where.split(":")[0]) for r in records})
         return [replace(r, key=safe_key(f"{Path(r.where.split(':')[0]).stem}-{r.key}")) if tars_of[r.key] > 1 else r for r in records]
 
-    def _read(self, key: str, file_number: int, offset: int, size: int) -> bytes:
-        if size > self._image.max_bytes:
-            raise SampleError(key, "file_too_large", f"A part has {size} bytes; image.max_bytes is {self._image.max_bytes}.")
+    def _read(self, key: str, file_number: int, extension: str, place: tuple[int, int]) -> bytes:
+        offset, size = place
+        name, limit = self._limits.get(extension, self._other)
+        if size > limit:
+            raise SampleError(key, "file_too_large", f"The part {extension!r} has {size} bytes; {name} is {limit}.")
         path = self._files[file_number]
         try:
             if self._open is None or self._open[0] != file_number:
@@ -77,6 +80,19 @@ class WebDatasetSource:
 
     def __del__(self) -> None:
         self._close()
+
+
+def _media(config: WriteConfig) -> dict[str, tuple[Sequence[str], int]]:
+    """Extensions and largest size of each kind."""
+    return {"audio": (AUDIO_EXTENSIONS, config.audio.max_bytes), "video": (VIDEO_EXTENSIONS, config.video.max_bytes)}
+
+
+def _only(key: str, read: dict[str, bytes], kinds: str, extensions: Sequence[str]) -> bytes | None:
+    """Take the one part of a kind."""
+    found = [extension for extension in extensions if extension in read]
+    if len(found) > 1:
+        raise SampleError(key, "duplicate_part", f"The sample has several {kinds}: {', '.join(found)}.")
+    return read.pop(found[0]) if found else None
 
 
 def _scan(number: int, file: Path) -> Iterator[Record]:

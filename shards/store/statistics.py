@@ -25,6 +25,14 @@ class StoreStatistics:
     wait_s: float = 0.0
     """Seconds that readers waited for the store, added up over threads."""
 
+    def __add__(self, other: StoreStatistics) -> StoreStatistics:
+        """Add the counts of another store or process."""
+        return StoreStatistics(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def __sub__(self, earlier: StoreStatistics) -> StoreStatistics:
+        """Return what was counted since an earlier snapshot."""
+        return StoreStatistics(**{f.name: getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)})
+
 
 class Counters:
     """The same, growing; threads may share it."""

@@ -7,6 +7,7 @@ import pytest
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import StepLoader
 from shards.store.config import StoreConfig
+from shards.store.statistics import StoreStatistics
 from tests.data.tiny import SIZE, collator, write
 from tests.shards.range_server import RangeServer
 
@@ -19,7 +20,7 @@ def folder(tmp_path_factory):
 def batches(dataset, folder, **options):
     made = collator(folder.parent, folder)
     with StepLoader(dataset, made, global_batch=6, micro_batch=6, rank=0, size=1, steps=18, **options) as loader:
-        return [(step.keys, step.micro[0].pixels_NCHW) for step in loader]
+        return [(step.keys, step.micro[0].pixels_NCHW, step.work.store) for step in loader]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -29,10 +30,17 @@ def test_a_data_set_behind_a_url_gives_the_same_batches_and_is_fetched_once(fold
         store = StoreConfig(cache=str(tmp_path / "cache"))
         remote = batches(ShardDataset(server.url, seed=4, image_size=SIZE, store=store), folder, workers=workers)
         fetched = [path for path in server.paths if path.endswith(".tar")]
-    assert [keys for keys, _ in remote] == [keys for keys, _ in local]
-    assert all((a == b).all() for (_, a), (_, b) in zip(remote, local, strict=True))
+    assert [keys for keys, *_ in remote] == [keys for keys, *_ in local]
+    assert all((a == b).all() for (_, a, _), (_, b, _) in zip(remote, local, strict=True))
     assert sorted(fetched) == sorted(set(fetched))
     assert len(fetched) == 6
+    assert sum((store for *_, store in local), StoreStatistics()) == StoreStatistics()
+    # counted once, whichever process has asked: the cache's tars, and a sidecar for each process that opens one
+    counted = sum((store for *_, store in remote), StoreStatistics())
+    tars = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    assert tars <= counted.bytes_fetched < 2 * tars
+    assert counted.requests >= 6
+    assert counted.cache_misses + counted.cache_hits >= 12
 
 
 def test_what_the_next_steps_need_is_fetched_before_it_is_asked_for(folder, tmp_path):

@@ -1,13 +1,18 @@
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shards.config import ImageConfig
+from shards.config import AudioConfig, ImageConfig, QuarantineConfig, VideoConfig, WriteConfig
 from shards.errors import SampleError, SourceError
+from shards.read import ShardReader
+from shards.report import summary
 from shards.sources.webdataset import WebDatasetSource
+from shards.write import write_shards
 from tests.shards.pictures import encoded, gradient
+from tests.shards.recordings import clip, tone
 
 IMAGE = encoded(gradient())
 
@@ -26,7 +31,7 @@ def pair(key: str, caption: str = "c") -> list[tuple[str, bytes]]:
 
 
 def source_of(path: Path) -> WebDatasetSource:
-    return WebDatasetSource(str(path), ImageConfig())
+    return WebDatasetSource(WriteConfig(source="webdataset", path=str(path)))
 
 
 def test_parts_become_image_captions_fields_and_extra(tmp_path: Path) -> None:
@@ -44,7 +49,8 @@ def test_parts_become_image_captions_fields_and_extra(tmp_path: Path) -> None:
     assert raw.image == IMAGE
     assert raw.captions == ["from json"]
     assert raw.fields == {"x": 1, "cls": 7}
-    assert raw.extra == {"seg.png": b"mask", "flac": b"sound"}
+    assert raw.audio == b"sound"
+    assert raw.extra == {"seg.png": b"mask"}
 
 
 def test_one_key_in_several_tars(tmp_path: Path) -> None:
@@ -88,3 +94,29 @@ def test_not_a_tar(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match=r"holds no .tar file"):
         source_of(tmp_path / "none")
+
+
+def test_audio_and_video_are_cleaned_as_images_are(tmp_path: Path) -> None:
+    members = [("good.wav", tone(seconds=0.5, rate=8000)), ("good.mp4", clip(frames=10)), ("good.txt", b"a tone")]
+    members += [("bad.flac", b"fLaC and nothing more"), ("bad.txt", b"no tone")]
+    write_tar(tmp_path / "a.tar", members)
+    audio, image = AudioConfig(sample_rate=4000, format="flac"), ImageConfig(required=False)
+    out = tmp_path / "out"
+    config = WriteConfig(source="webdataset", path=str(tmp_path / "a.tar"), out=str(out), processes=1)
+    write_shards(replace(config, audio=audio, image=image, quarantine=QuarantineConfig(max_fraction=1)), progress=False)
+    sample = ShardReader(out)[0, 0]
+    assert set(sample.parts) == {"flac", "mp4", "txt", "json"}
+    assert (sample.fields()["sample_rate"], sample.fields()["frames"]) == (4000, 10)
+    assert "bad" in (out / "quarantine.jsonl").read_text()
+    lines = summary(out)
+    assert "audio     1 of 1   4,000 / 4,000.0 / 4,000 Hz" in lines
+    assert "video     1 of 1   10 / 10.0 / 10 pictures" in lines
+    assert "seconds, 0.0 min in all" in lines
+
+
+def test_each_kind_has_its_own_size_limit(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("k.mp4", clip(frames=5)), ("k.jpg", IMAGE)])
+    config = WriteConfig(source="webdataset", path=str(tmp_path / "a.tar"), video=VideoConfig(max_bytes=100))
+    source = WebDatasetSource(config)
+    with pytest.raises(SampleError, match=r"'mp4' has \d+ bytes; video\.max_bytes is 100"):
+        source.load(source.records()[0])
