@@ -1,4 +1,4 @@
-"""Positions to a micro-batch: threads decode straight into the batch's memory, the last one to finish assembles it."""
+"""Places to a micro-batch: threads decode straight into the batch's memory, the last one to finish assembles it."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ class Builder:
         """Bytes that a micro-batch takes at most, all tensors together."""
         return self.pixel_bytes(samples) + self.collator.batch_bytes(samples)
 
-    def submit(self, pool: ThreadPoolExecutor, chunks: int, positions: Sequence[int], arena: Bytes) -> Job:
+    def submit(self, pool: ThreadPoolExecutor, chunks: int, places: Sequence[Place], arena: Bytes) -> Job:
         """Start building on the threads of a pool.
 
         Args:
             pool: runs the chunks in the order of submission.
             chunks: how many parts the micro-batch is cut into.
-            positions: M global positions.
+            places: M of them, of `ShardDataset.places`.
             arena: uint8, at least `pixel_bytes(M)` of it; the images are decoded into it.
         """
-        job = Job(self, positions, arena)
+        job = Job(self, places, arena)
         job.start(pool, chunks)
         return job
 
@@ -71,14 +71,14 @@ class Builder:
 class Job:
     """A micro-batch under way."""
 
-    def __init__(self, builder: Builder, positions: Sequence[int], arena: Bytes) -> None:
+    def __init__(self, builder: Builder, places: Sequence[Place], arena: Bytes) -> None:
         side = builder.collator.image_size
-        samples = len(positions) if builder.collator.plan.image else 0
+        samples = len(places) if builder.collator.plan.image else 0
         self.builder = builder
-        self.positions = positions
+        self.places = places
         self.pixels_MHHC = arena[: builder.pixel_bytes(samples)].reshape(samples, side, side, 3)
-        self.draws = builder.collator.augment_draws(positions)
-        self.examples: list[Example | None] = [None] * len(positions)
+        self.draws = builder.collator.augment_draws([position for position, _, _ in places])
+        self.examples: list[Example | None] = [None] * len(places)
         self.futures: list[Future[Micro | None]] = []
         self.unfinished = 0
         self.work = Work()
@@ -86,8 +86,8 @@ class Job:
 
     def start(self, pool: ThreadPoolExecutor, chunks: int) -> None:
         """Queue the chunks."""
-        step = max(1, -(-len(self.positions) // chunks))
-        parts = [range(i, min(i + step, len(self.positions))) for i in range(0, len(self.positions), step)] or [range(0)]
+        step = max(1, -(-len(self.places) // chunks))
+        parts = [range(i, min(i + step, len(self.places))) for i in range(0, len(self.places), step)] or [range(0)]
         self.unfinished = len(parts)
         self.futures = [pool.submit(self._run, rows) for rows in parts]
 
@@ -108,9 +108,8 @@ class Job:
         return next((e for e in [f.exception() for f in self.futures] if e is not None), None)
 
     def _run(self, rows: range) -> Micro | None:
-        places = self.builder.dataset.places(self.positions[rows.start : rows.stop])
-        for first in range(0, len(places), READ_TOGETHER):
-            self._fill(rows.start + first, places[first : first + READ_TOGETHER])
+        for first in range(rows.start, rows.stop, READ_TOGETHER):
+            self._fill(first, self.places[first : min(first + READ_TOGETHER, rows.stop)])
         with self.lock:
             self.unfinished -= 1
             is_last = self.unfinished == 0

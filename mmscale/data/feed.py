@@ -9,13 +9,14 @@ from typing import Protocol
 
 from mmscale.data.arena import ArenaPool, page_locked, pageable
 from mmscale.data.build import Builder, Job, Micro
+from mmscale.data.dataset import Place
 from mmscale.data.statistics import StoreMeter
 
 
 class Feed(Protocol):
     """First in, first out."""
 
-    def submit(self, positions: Sequence[int]) -> None:
+    def submit(self, places: Sequence[Place]) -> None:
         """Ask for a micro-batch."""
         ...
 
@@ -50,10 +51,10 @@ class ThreadFeed:
         self._jobs: deque[Job] = deque()
         self._meter = StoreMeter(builder.dataset.reader)
 
-    def submit(self, positions: Sequence[int]) -> None:
-        """Ask for a micro-batch of at most `samples` positions."""
+    def submit(self, places: Sequence[Place]) -> None:
+        """Ask for a micro-batch of at most `samples` places."""
         arena = self._arenas.lend(self._arenas.take())
-        self._jobs.append(self._builder.submit(self._pool, self._threads, positions, arena))
+        self._jobs.append(self._builder.submit(self._pool, self._threads, places, arena))
 
     def take(self) -> Micro:
         """Wait for the micro-batch that was asked for first; what went wrong in a thread is raised here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice, repeat
 from types import TracebackType
@@ -13,16 +13,17 @@ import torch
 from mmscale.data.batch import Batch
 from mmscale.data.build import Builder, Micro, Quarantined
 from mmscale.data.collate import Collator
-from mmscale.data.dataset import ShardDataset
+from mmscale.data.dataset import Place, ShardDataset
 from mmscale.data.forecast import Forecast
 from mmscale.data.feed import Feed, ThreadFeed
 from mmscale.data.starting import StartingFeed
 from mmscale.data.statistics import LoaderStatistics, Work
 from shards.errors import ConfigError
 
-
 EXPECT_EVERY = 16
 """Steps between two words to the cache about what comes next."""
+LOCATED_TOGETHER = 16
+"""Micro-batches whose places in the shards are found in one call."""
 
 
 @dataclass(slots=True)
@@ -126,7 +127,8 @@ class StepLoader:
         starts = [self.samples_seen + i * self.global_batch for i in range(max(0, self.steps - first))]
         self.feed = feed = open_feed(self.builder, self.micro_batch, self.workers, self.threads, self.device)
         upcoming = self._follow(starts)
-        batches = read_ahead(feed, chain.from_iterable(map(self.positions, starts)), self.prefetch * max(1, self.workers))
+        wanted = located(self.builder.dataset, chain.from_iterable(map(self.positions, starts)))
+        batches = read_ahead(feed, wanted, self.prefetch * max(1, self.workers))
         try:
             for i, start in enumerate(starts):
                 next(upcoming)
@@ -194,17 +196,26 @@ def open_feed(builder: Builder, samples: int, workers: int, threads: int, device
     return ThreadFeed(builder, samples=samples, threads=threads, pin=pin)
 
 
-def read_ahead(feed: Feed, wanted: Iterator[Sequence[int]], depth: int) -> Iterator[Micro]:
-    """Yield a micro-batch for each run of positions, with so many asked for ahead."""
+def located(dataset: ShardDataset, wanted: Iterable[Sequence[int]]) -> Iterator[list[Place]]:
+    """Find where the positions of micro-batches lie, those of several at once: finding 64 of them takes half as long as finding 1,024."""
+    waiting = iter(wanted)
+    while group := list(islice(waiting, LOCATED_TOGETHER)):
+        places = iter(dataset.places([position for positions in group for position in positions]))
+        for positions in group:
+            yield list(islice(places, len(positions)))
+
+
+def read_ahead(feed: Feed, wanted: Iterator[Sequence[Place]], depth: int) -> Iterator[Micro]:
+    """Yield a micro-batch for each run of places, with so many asked for ahead."""
     asked = 0
-    for positions in islice(wanted, depth):
-        feed.submit(positions)
+    for places in islice(wanted, depth):
+        feed.submit(places)
         asked += 1
     while asked:
         micro = feed.take()
         asked -= 1
-        for positions in islice(wanted, 1):
-            feed.submit(positions)
+        for places in islice(wanted, 1):
+            feed.submit(places)
             asked += 1
         yield micro
 
@@ -242,7 +253,8 @@ def evaluation_batches(
     firsts = [start + rank * batch for start in range(0, total, batch * size)]
     feed = open_feed(Builder(dataset, collator), batch, 0, threads, device)
     try:
-        for micro in read_ahead(feed, (range(min(f, total), min(f + batch, total)) for f in firsts), prefetch):
+        wanted = located(dataset, (range(min(f, total), min(f + batch, total)) for f in firsts))
+        for micro in read_ahead(feed, wanted, prefetch):
             yield micro.batch.to(device)
     finally:
         feed.close()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mmscale.data.build import Builder, Micro
+from mmscale.data.dataset import Place
 from mmscale.data.feed import Feed, ThreadFeed
 from mmscale.data.workers import WorkerFeed
 
@@ -40,14 +41,14 @@ class StartingFeed:
         """
         return self._start.result()
 
-    def submit(self, positions: Sequence[int]) -> None:
-        """Ask for a micro-batch of at most `samples` positions.
+    def submit(self, places: Sequence[Place]) -> None:
+        """Ask for a micro-batch of at most `samples` places.
 
         Raises:
             RunError: the worker whose turn it is has died.
         """
         feed: Feed = self.workers if self._start.done() else self._local
-        feed.submit(positions)
+        feed.submit(places)
         self._turns.append(feed)
 
     def take(self) -> Micro:

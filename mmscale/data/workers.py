@@ -29,6 +29,7 @@ import torch
 
 from mmscale.data.arena import ArenaPool, Bytes, map_shared
 from mmscale.data.build import Builder, Micro, Quarantined
+from mmscale.data.dataset import Place
 from mmscale.data.packing import Packed, pack, unpack
 from mmscale.data.statistics import StoreMeter, Work
 from mmscale.errors import RunError
@@ -40,7 +41,7 @@ JOIN_S = 5.0
 @dataclass(frozen=True, slots=True)
 class _Task:
     arena: int
-    positions: list[int]
+    places: Sequence[Place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,13 @@ class WorkerFeed:
         """Process ids of the workers."""
         return [worker.process.pid or 0 for worker in self._workers]
 
-    def submit(self, positions: Sequence[int]) -> None:
-        """Ask for a micro-batch of at most `samples` positions.
+    def submit(self, places: Sequence[Place]) -> None:
+        """Ask for a micro-batch of at most `samples` places.
 
         Raises:
             RunError: the worker whose turn it is has died.
         """
-        self._workers[self._asked % len(self._workers)].submit([int(p) for p in positions])
+        self._workers[self._asked % len(self._workers)].submit(places)
         self._asked += 1
 
     def take(self) -> Micro:
@@ -142,9 +143,9 @@ class _Worker:
         except (EOFError, OSError) as e:
             raise RunError(f"Loader worker {self.index} (pid {self.process.pid}) {self._end()} before it could begin.") from e
 
-    def submit(self, positions: list[int]) -> None:
+    def submit(self, places: Sequence[Place]) -> None:
         known = len(self.arenas)
-        task = _Task(self.arenas.take(), positions)
+        task = _Task(self.arenas.take(), places)
         try:
             if len(self.arenas) > known:
                 self.connection.send(None)
@@ -182,8 +183,8 @@ class _Worker:
 
     def _death(self, task: _Task) -> RunError:
         return RunError(
-            f"Loader worker {self.index} (pid {self.process.pid}) {self._end()} while it was to read positions {task.positions[0]} to "
-            f"{task.positions[-1]}. A SIGKILL nobody sent is the system running out of memory: lower loader.workers or loader.prefetch."
+            f"Loader worker {self.index} (pid {self.process.pid}) {self._end()} while it was to read positions {task.places[0][0]} to "
+            f"{task.places[-1][0]}. A SIGKILL nobody sent is the system running out of memory: lower loader.workers or loader.prefetch."
         )
 
     def _end(self) -> str:
@@ -233,12 +234,12 @@ def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: i
 
 
 def _reply(builder: Builder, pool: ThreadPoolExecutor, threads: int, task: _Task, arena: Bytes) -> _Reply | _Failure:
-    job = builder.submit(pool, threads, task.positions, arena)
+    job = builder.submit(pool, threads, task.places, arena)
     error = job.error()
     if error is not None:
         return _Failure(error if _survives_pickling(error) else None, "".join(traceback.format_exception(error)))
     micro = job.result()
-    return _Reply(pack(micro.batch, torch.from_numpy(arena), builder.pixel_bytes(len(task.positions))), micro.quarantined, micro.work)
+    return _Reply(pack(micro.batch, torch.from_numpy(arena), builder.pixel_bytes(len(task.places))), micro.quarantined, micro.work)
 
 
 def _survives_pickling(error: BaseException) -> bool:

@@ -204,9 +204,10 @@ PARENT = """
 if __name__ == "__main__":
     import pickle, sys, time
     from mmscale.data.workers import WorkerFeed, _preload
-    feed = WorkerFeed(pickle.load(open(sys.argv[1], "rb")), samples=3, workers=2, threads=1)
+    builder = pickle.load(open(sys.argv[1], "rb"))
+    feed = WorkerFeed(builder, samples=3, workers=2, threads=1)
     for start in range(0, 30, 3):
-        feed.submit(range(start, start + 3))
+        feed.submit(builder.dataset.places(range(start, start + 3)))
     feed.take()
     print(*feed.pids, flush=True)
     time.sleep(float(sys.argv[2]))
@@ -255,7 +256,7 @@ def test_an_error_that_cannot_be_pickled_is_told_by_its_text(folder):
     builder = Builder(ShardDataset(folder, image_size=SIZE), collator(folder.parent, folder))
     builder.dataset = Unpicklable(folder, image_size=SIZE)
     feed = WorkerFeed(builder, samples=M, workers=1, threads=1)
-    feed.submit(range(M))
+    feed.submit(builder.dataset.places(range(M)))
     with pytest.raises(RunError, match=r"(?s)Loader worker 0 failed:.*the disk is on fire"):
         feed.take()
     feed.close()
@@ -291,10 +292,10 @@ def test_the_fork_server_imports_what_our_own_entry_point_did_but_not_itself(mon
 
 def test_the_first_batches_come_before_the_workers_have_started(folder):
     feed = StartingFeed(Builder(ShardDataset(folder, image_size=SIZE), collator(folder.parent, folder)), samples=M, workers=2, threads=1)
-    feed.submit(range(M))
+    feed.submit(builder.dataset.places(range(M)))
     assert list(feed._turns) == [feed._local]
     assert len(feed.workers.pids) == 2
-    feed.submit(range(M))
+    feed.submit(builder.dataset.places(range(M)))
     assert list(feed._turns) == [feed._local, feed.workers]
     by_threads, by_worker = feed.take(), feed.take()
     assert_equal(by_threads.batch, by_worker.batch)
