@@ -291,7 +291,8 @@ def test_the_fork_server_imports_what_our_own_entry_point_did_but_not_itself(mon
 
 
 def test_the_first_batches_come_before_the_workers_have_started(folder):
-    feed = StartingFeed(Builder(ShardDataset(folder, image_size=SIZE), collator(folder.parent, folder)), samples=M, workers=2, threads=1)
+    builder = Builder(ShardDataset(folder, image_size=SIZE), collator(folder.parent, folder))
+    feed = StartingFeed(builder, samples=M, workers=2, threads=1)
     feed.submit(builder.dataset.places(range(M)))
     assert list(feed._turns) == [feed._local]
     assert len(feed.workers.pids) == 2
