@@ -96,7 +96,7 @@ class Ours:
         """Take a step as `train` does, and let the loader finish what it builds ahead."""
         run, batch = self.run, next(self.batches)
         self.hooks = self.hooks or build_hooks(run, None, batch)
-        sums = optimizer_step(run.engine, run.config, run.world, run.objectives, batch, False)
+        sums = optimizer_step(run, batch, False)
         info = StepInfo(batch.step + 1, batch.samples_seen_after, batch, sums, last=False)
         for hook in self.hooks:
             hook.after_step(info)
