@@ -10,8 +10,8 @@ same fused AdamW, one thread, fp32:
 - `lean`: as `each`, but a forward is given only what its objective reads (no texts for contrastive and captioning, no captions for masked
   language, neither for masked image). It is what five loops written for one objective each would cost.
 
-That losses agree to 1e-5 and gradients to 1e-5 of the largest is asserted first. The ways take turns step by step (A B C, C B A, ...); ratios
-are those of a round's sums, medians over rounds are kept.
+That losses agree to 1e-5 and gradients to 1e-5 of the largest is asserted first. The ways take turns step by step (A B C, C B A, ...);
+ratios are those of a round's sums, medians over rounds are kept.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class Gate:
         return self._not_finite(self.engine.get_global_grad_norm())
 
     def _not_finite(self, norm: Any) -> Tensor:
-        device = next(self.engine.module.parameters()).device
-        return (~torch.isfinite(torch.as_tensor(norm, dtype=torch.float32, device=device))).float()
+        finite = torch.isfinite(torch.as_tensor(norm, dtype=torch.float32, device=self.engine.device).reshape(()))
+        return (~finite).float()
 
     def _close(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         wrapper = self.engine if self._plain else self.engine.optimizer

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOGITS_AT_ONCE = 1 << 23
 """Logits that exist at one time: 32 MiB in fp32, and as much for the probabilities."""
@@ -58,6 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss_R, hits_R
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         x_RD, weight_VD, bias_V, labels_R, lse_R, probability_RV = ctx.saved_tensors
         above_R, rows = above[0], ctx.rows

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PAIRS_AT_ONCE = 1 << 22
 """Similarities that exist at one time (16 MiB in fp32, and some times that for what is worked out from them)."""
@@ -136,6 +137,7 @@ class SigmoidLoss(torch.autograd.Function):
         return found.loss_M.sum()
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what the forward has found."""
         return *(above[0] * gradient for gradient in ctx.saved_tensors), None, None, None

@@ -19,8 +19,8 @@ from mmscale.objectives.masked_image import MaskedImage
 from tests.model.tiny import Row, make_batch, random_rows, tiny_model
 from tests.objectives.ranks import run_ranks
 
-ROWS = [*random_rows(3), Row(image=False), *random_rows(4, seed=1), *[Row(image=False)] * 2, *random_rows(2, seed=2)]
-"""Twelve samples: quarters of three hold 3, 2, 3 and 1 pairs, and the last pairs repeat captions of no other."""
+ROWS = [*random_rows(3), Row(image=False), *random_rows(4, seed=1), Row(image=False), Row(caption=None), *random_rows(2, seed=2)]
+"""Twelve samples: quarters of three hold 3, 2, 2 and 2 pairs."""
 GLOBAL = Contrastive(weight=1.0, negatives="global")
 OTHERS: list[Objective] = [Captioning(weight=1.0), MaskedImage(weight=1.0)]
 
