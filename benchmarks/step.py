@@ -75,12 +75,12 @@ Times = tuple[float, float, float]
 """Wall, CPU of the process, CPU of the training thread; seconds."""
 
 
-def stage_config(place: Path, size: str, stage: int) -> RunConfig:
+def stage_config(place: Path, size: str, stage: int, *more: str) -> RunConfig:
     """One size at one stage; without the average of the weights, which the bare loop does not have."""
     path = place / "stage.yaml"
     path.write_text(STAGE)
     words = [f"run={place}/{size}-{stage}", f"data.shards={place}/shards", f"zero.stage={stage}", f"log.every={ROUND}"]
-    return load_run_config(path, [*words, *SIZES[size]])
+    return load_run_config(path, [*words, *SIZES[size], *more])
 
 
 class Ours:
@@ -96,7 +96,7 @@ class Ours:
         """Take a step as `train` does, and let the loader finish what it builds ahead."""
         run, batch = self.run, next(self.batches)
         self.hooks = self.hooks or build_hooks(run, None, batch)
-        sums = optimizer_step(run.engine, run.config, run.world, run.objectives, batch, False)
+        sums = optimizer_step(run, batch, False)
         info = StepInfo(batch.step + 1, batch.samples_seen_after, batch, sums, last=False)
         for hook in self.hooks:
             hook.after_step(info)

@@ -74,9 +74,18 @@ def describe(config: RunConfig, plan: BatchPlan, *, rows: int, parameters: int, 
         f"model       {parameters:,} parameters, {trained:,} trained; {dtype}, ZeRO {config.zero.stage}",
         f"memory      about {_state_bytes(config, plan.ranks, parameters, trained, bytes_a_parameter) / 2**20:,.0f} MiB a rank for "
         "weights, gradients and optimizer",
+        *_negatives(config, plan),
         f"compute     {flops_per_sample / 1e9:.3f} GFLOP a sample forward and backward",
     ]
     return "\n".join(lines)
+
+
+def _negatives(config: RunConfig, plan: BatchPlan) -> list[str]:
+    contrastive = config.objectives.contrastive
+    if contrastive.weight <= 0 or contrastive.negatives == "micro":
+        return []
+    how = "by one more forward of the lower layers" if plan.accumulation > 1 else "in one pass: there is no accumulation"
+    return [f"negatives   contrastive, from all {plan.global_batch} samples of a step, {how}"]
 
 
 def _state_bytes(config: RunConfig, ranks: int, parameters: int, trained: int, width: int) -> float:

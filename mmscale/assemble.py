@@ -24,6 +24,7 @@ from mmscale.data.tokenize import TextTokenizer
 from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
+from mmscale.guard import Gate
 from mmscale.model import MMScaleModel, mmscale_config
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
@@ -52,6 +53,7 @@ class Run:
     objectives: Sequence[Objective]
     trainee: Trainee
     engine: Any
+    gate: Gate
     average: MovingAverage | None
     reports: Sequence[str]
     """What initialisation has to say to people."""
@@ -91,6 +93,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
         objectives=objectives,
         trainee=trainee,
         engine=engine,
+        gate=Gate(engine, model.image_embedding, model.text_embedding),
         average=None if decay is None else MovingAverage(engine, model, decay),
         reports=reports,
     )
@@ -151,7 +154,7 @@ def build_model(
     return model, reports
 
 
-def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int) -> RunState:
+def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipped: int, skipped_in_a_row: int) -> RunState:
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
@@ -159,6 +162,8 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int) -> Ru
         step=step,
         samples_seen=samples_seen,
         quarantined=quarantined,
+        skipped=skipped,
+        skipped_in_a_row=skipped_in_a_row,
         data=run.dataset.digest,
         order=run.dataset.order.fingerprint(samples_seen),
         tokenizer=run.tokenizer.digest,

@@ -137,6 +137,18 @@ class QuarantineConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig:
+    """Budget of steps that are skipped because a loss or the gradient norm is not finite; past it the run commits its state and fails."""
+
+    max_consecutive: int = 5
+    """Most steps in a row that may be skipped."""
+    max_fraction: float = 0.01
+    """Largest part of the steps done that may be skipped."""
+    max_count: int = 10
+    """Steps that may always be skipped, however few were done; `max_consecutive` holds all the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """A training stage."""
 
@@ -158,6 +170,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -200,6 +213,7 @@ def _check(config: RunConfig) -> None:
     model, train, data = config.model, config.train, config.data
     config.store.check()
     model.check()
+    config.objectives.check()
     for key, words, count in (("directions", data.augment.directions, 4), ("colours", data.augment.colours, 3)):
         need(
             words is None or len({word.casefold() for word in words}) == len(words) == count,
@@ -215,6 +229,9 @@ def _check(config: RunConfig) -> None:
     )
     for key, value in (("train.steps", train.steps), ("train.global_batch", train.global_batch), ("log.every", config.log.every)):
         need(value > 0, f"`{key}` must be at least 1; got {value}.")
+    for key in ("max_consecutive", "max_fraction", "max_count"):
+        budget = getattr(config.guard, key)
+        need(budget >= 0, f"`guard.{key}` must be at least 0; got {budget}.")
     need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [
         getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmscale.weights import Fragment, trained_fragments, whole_parameters
@@ -21,15 +22,21 @@ class MovingAverage:
         self.engine = engine
         self.model = model
         self.decay = decay
-        self.updates = 0
         self.averages: dict[str, Tensor] = {f.name: f.master.clone() for f in trained_fragments(engine, model)}
+        device = next(iter(self.averages.values())).device
+        self.updates = torch.zeros((), dtype=torch.float64, device=device)
 
-    def update(self) -> None:
-        """Move towards the present weights; local, no communication."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def update(self, skipped: Tensor) -> None:
+        """Move towards the present weights; local, no communication.
+
+        Args:
+            skipped: scalar on the device, 1 if the step was dropped: then nothing changes. The host is not told.
+        """
+        taken = 1 - skipped.to(self.updates)
+        weight = 1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
         for fragment in trained_fragments(self.engine, self.model):
-            self.averages[fragment.name].lerp_(fragment.master, 1 - decay)
-        self.updates += 1
+            self.averages[fragment.name].lerp_(fragment.master, (weight * taken).float())
+        self.updates += taken
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the name and full averaged value of each parameter, then the buffers (all ranks call)."""
@@ -41,10 +48,10 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Give this rank's state, to be saved in a file of its own."""
-        return {"updates": self.updates, "averages": self.averages}
+        return {"updates": int(self.updates), "averages": self.averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave on the same topology."""
-        self.updates = state["updates"]
+        self.updates.fill_(state["updates"])
         for name, value in state["averages"].items():
             self.averages[name].copy_(value)

@@ -26,19 +26,21 @@ class Trainee(nn.Module):
         self.model = model
         self.objectives = tuple(objectives)
 
-    def forward(self, batch: Batch, factors_K: Tensor) -> tuple[Tensor, Tensor, Logs]:
+    def forward(self, batch: Batch, factors_K: Tensor, objectives: Sequence[Objective] | None = None) -> tuple[Tensor, Tensor, Logs]:
         """Run every objective once.
 
         Args:
             batch: a micro-batch on this rank's device.
             factors_K: what each objective's sum is multiplied by, its weight over its global count.
+            objectives: others for this forward; None for those of training.
 
         Returns:
             The loss to differentiate (scalar); the detached sum of each objective (K,); detached (sum, count) pairs by name.
         """
-        terms = self.model(batch, self.objectives)
-        sums_K = torch.stack([terms[o.name].sum for o in self.objectives])
-        logs = {name: pair for o in self.objectives for name, pair in terms[o.name].logs.items()}
+        objectives = self.objectives if objectives is None else objectives
+        terms = self.model(batch, objectives)
+        sums_K = torch.stack([terms[o.name].sum for o in objectives])
+        logs = {name: pair for o in objectives for name, pair in terms[o.name].logs.items()}
         return (sums_K * factors_K).sum(), sums_K.detach(), logs
 
 

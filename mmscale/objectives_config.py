@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shards.configfile import need
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
@@ -19,6 +21,9 @@ class ObjectiveConfig:
     group: int | None = None
     """contrastive, matching: negatives come from aligned groups of so many consecutive positions, which makes the loss independent of
     ranks and accumulation; null: contrastive uses the micro-batches of all ranks, matching the rank's own micro-batch."""
+    negatives: Literal["micro", "global"] = "micro"
+    """contrastive: `micro`: negatives come from the micro-batches of all ranks; `global`: from the whole global batch, which makes the loss
+    independent of ranks and accumulation. With accumulation that costs one more forward of the lower layers (docs/objectives.md)."""
     target: Literal["pixels", "features"] = "pixels"
     """masked_image: predict per-patch normalised pixels (MAE) or the model's own detached unmasked features."""
 
@@ -32,6 +37,20 @@ class ObjectivesConfig:
     masked_language: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     captioning: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masked_image: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def check(self) -> None:
+        """Raise ConfigError for negatives that cannot be had."""
+        for name in ("matching", "masked_language", "captioning", "masked_image"):
+            need(
+                getattr(self, name).negatives == "micro",
+                f"`objectives.{name}.negatives` must be micro: only contrastive takes negatives from the global batch (hard negatives of "
+                "matching are hidden states, which stay in their micro-batch).",
+            )
+        need(
+            self.contrastive.negatives == "micro" or self.contrastive.group is None,
+            f"`objectives.contrastive.negatives=global` takes negatives from the whole global batch, `objectives.contrastive.group` = "
+            f"{self.contrastive.group} from groups of so many. Set one of them: group=null, or negatives=micro.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,8 @@ from typing import Any
 class RunFolder:
     """Paths of one run.
 
-    config.yaml  metrics.jsonl  tensorboard/  checkpoints/step-00000100/  logs/rank-*.log  status.json  quarantine.jsonl  audit/
+    config.yaml  metrics.jsonl  tensorboard/  checkpoints/step-00000100/  logs/rank-*.log  status.json  quarantine.jsonl
+    skipped.jsonl  audit/
     """
 
     path: Path
@@ -49,6 +51,11 @@ class RunFolder:
     def quarantine(self) -> Path:
         """A line a sample that did not decode."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def skipped(self) -> Path:
+        """What was not finite in the steps that were dropped: a line a micro-batch."""
+        return self.path / "skipped.jsonl"
 
     @property
     def evaluations(self) -> Path:
@@ -115,6 +122,11 @@ def drop_torn_line(path: Path) -> None:
         whole = content.rfind(b"\n") + 1
         if whole != len(content):
             os.truncate(path, whole)
+
+
+def strict(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace numbers that are not finite by None: JSON has none of them."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmscale.config import RunConfig
 from mmscale.data.batch import Batch
 from mmscale.data.loader import StepBatch
 from mmscale.engine import Logs
-from mmscale.objectives import Objective
+from mmscale.objectives import Objective, feature_cache
 from mmscale.optim import learning_rate
 from mmscale.world import World
+
+if TYPE_CHECKING:
+    from mmscale.assemble import Run
 
 
 @dataclass(slots=True)
@@ -34,10 +36,15 @@ class StepSums:
     """Whether any rank was asked to checkpoint and stop."""
     quarantined: int = 0
     """Samples of this step, over all ranks, that did not decode."""
+    skipped: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """fp32 scalar, the same on all ranks: 1 if the step was dropped because a loss or the gradient norm was not finite."""
+    micro: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Of each micro-step of this rank: loss sums (K,), and 0, or not a number if its gradient was not finite."""
 
-    def add(self, sums_K: Tensor, logs: Logs) -> None:
+    def add(self, sums_K: Tensor, gradient: Tensor, logs: Logs) -> None:
         """Add a micro-step's sums."""
         self.sums_K += sums_K.double()
+        self.micro.append((sums_K, gradient))
         for name, (total, count) in logs.items():
             pair = torch.stack([total.double(), count.double()])
             self.logs[name] = self.logs[name] + pair if name in self.logs else pair
@@ -71,27 +78,48 @@ def agree(world: World, objectives: Sequence[Objective], host: Sequence[Batch], 
     return flat[:-2], int(bad_all), stop_all > 0
 
 
-def optimizer_step(engine: Any, config: RunConfig, world: World, objectives: Sequence[Objective], batch: StepBatch, stop: bool) -> StepSums:
+def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
     """Take one optimizer step over the micro-batches of this rank (all ranks call).
 
+    A step whose loss or gradient norm is not finite on any rank leaves weights, optimizer and gradients of all ranks as they were.
+
     Args:
+        run: what is trained.
+        batch: this rank's part of the step.
         stop: whether this rank was asked to stop.
     """
+    train, world, objectives = run.config.train, run.world, run.objectives
     counts_K, quarantined, stop = agree(world, objectives, batch.host, len(batch.quarantined), stop)
     weights_K = torch.tensor([o.weight for o in objectives], dtype=torch.float64, device=world.device)
     factors_K = (weights_K / counts_K.clamp(min=1)).float()
     sums = StepSums(counts_K, torch.zeros_like(counts_K), stop=stop, quarantined=quarantined)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(batch.step, config.train.steps, config.optimizer)
-    for index, micro in enumerate(batch.micro):
-        seed_micro_step(config.train.seed, batch.step, index, world.rank)
-        loss, sums_K, logs = engine(micro, factors_K)
-        # DeepSpeed averages gradients over ranks; a loss over a global count needs their sum. The product is also what makes
-        # scale_wrt_gas=False hold under ZeRO 0: given the very tensor of its forward, DeepSpeed 0.19.8 divides by the accumulation.
-        engine.backward(loss * world.size, scale_wrt_gas=False)
-        engine.step()
-        sums.add(sums_K, logs)
+    for group in run.engine.optimizer.param_groups:
+        group["lr"] = learning_rate(batch.step, train.steps, run.config.optimizer)
+    for index, (micro, objectives) in enumerate(zip(batch.micro, with_global_negatives(run, batch), strict=True)):
+        seed_micro_step(train.seed, batch.step, index, world.rank)
+        loss, sums_K, logs = run.engine(micro, factors_K, objectives)
+        gradient = run.gate.backward(loss, world.size)
+        run.gate.step()
+        sums.add(sums_K, gradient, logs)
+    sums.skipped = run.gate.skipped()
     return sums
+
+
+def with_global_negatives(run: Run, batch: StepBatch) -> list[Sequence[Objective]]:
+    """Each micro-step's objectives; where the contrastive one wants more than a micro-step holds, its part of the whole step's loss.
+
+    All ranks call: they run as many forwards, and two collectives.
+    """
+    contrastive = feature_cache.wanted(run.objectives, len(batch.micro))
+    if contrastive is None:
+        return [run.objectives] * len(batch.micro)
+
+    def forward(index: int, micro: Batch, objectives: Sequence[Objective]) -> None:
+        seed_micro_step(run.config.train.seed, batch.step, index, run.world.rank)
+        run.engine(micro, torch.ones(len(objectives), device=run.world.device), objectives)
+
+    collected = feature_cache.collect(forward, batch.micro, run.objectives, run.config.model.dropout)
+    return [[r if o is contrastive else o for o in run.objectives] for r in feature_cache.replay(collected, contrastive.weight)]
 
 
 def seed_micro_step(seed: int, step: int, micro: int, rank: int) -> None:

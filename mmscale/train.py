@@ -28,6 +28,7 @@ from mmscale.hooks import Hook, StepInfo
 from mmscale.hooks.audit import AuditHook, QuarantineHook
 from mmscale.hooks.checkpoint import CheckpointHook, average_path
 from mmscale.hooks.evaluate import EvaluateHook
+from mmscale.hooks.guard import GuardHook
 from mmscale.hooks.log import LogHook
 from mmscale.run_folder import RunFolder, replace_file
 from mmscale.signals import StopRequest, die_with_parent
@@ -55,9 +56,9 @@ def train(run: Run, state: RunState | None, stop: StopRequest) -> bool:
             for batch in loader:
                 if not hooks:
                     hooks = build_hooks(run, state, batch)
-                sums = optimizer_step(run.engine, run.config, run.world, run.objectives, batch, stop.asked)
+                sums = optimizer_step(run, batch, stop.asked)
                 if run.average is not None:
-                    run.average.update()
+                    run.average.update(sums.skipped)
                 done = batch.step + 1
                 info = StepInfo(done, batch.samples_seen_after, batch, sums, last=sums.stop or done == steps)
                 for hook in hooks:
@@ -101,11 +102,14 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook
         samples = sum(b.size for b in first.host)
         logger.info("%s", _description(run, 3 * sum(forward_flops(b) for b in first.host) / max(1, samples)))
     step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
+    names, skipped = [o.name for o in run.objectives], (state.skipped, state.skipped_in_a_row) if state else (0, 0)
+    guard = GuardHook(run.folder, config.guard, run.world, run.group, names, already=skipped, resumed_at=step)
     log = LogHook(
         run.folder,
         run.world,
         run.engine,
         run.objectives,
+        guard,
         every=config.log.every,
         steps=config.train.steps,
         resumed_at=step,
@@ -114,12 +118,12 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook
         peak_flops=flops.peak_flops(run.world.device, run.dtype),
         tensorboard=config.log.tensorboard,
     )
-    hooks: list[Hook] = [log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
+    hooks: list[Hook] = [guard, log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
     if config.audit.samples:
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
         hooks.append(EvaluateHook(run, step))
-    return [*hooks, CheckpointHook(run, bad)]
+    return [*hooks, CheckpointHook(run, bad, guard)]
 
 
 def resume(run: Run) -> RunState | None:
@@ -134,7 +138,8 @@ def resume(run: Run) -> RunState | None:
     if folder is None:
         return None
     state = read_state(folder)
-    check_same_run(folder, state, run_state(run, step=state.step, samples_seen=state.samples_seen, quarantined=state.quarantined))
+    counters = {name: getattr(state, name) for name in ("step", "samples_seen", "quarantined", "skipped", "skipped_in_a_row")}
+    check_same_run(folder, state, run_state(run, **counters))
     run.engine.load_checkpoint(str(folder), tag=STATE)
     if run.average is not None:
         import torch

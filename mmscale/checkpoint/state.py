@@ -28,6 +28,10 @@ class RunState:
     """Samples consumed: the loader's whole state."""
     quarantined: int
     """Samples that did not decode."""
+    skipped: int
+    """Steps that were dropped because a loss or the gradient was not finite."""
+    skipped_in_a_row: int
+    """How many of these were the last ones before this checkpoint."""
     data: str
     """Digest of the data set."""
     order: str

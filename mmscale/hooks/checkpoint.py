@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from mmscale.checkpoint.model_folder import AVERAGE, MODEL, write_model
 from mmscale.checkpoint.state import write_state
 from mmscale.errors import RunError
 from mmscale.hooks import StepInfo, due
+from mmscale.hooks.guard import GuardHook
 from mmscale.run_folder import fsync
 from mmscale.weights import whole_parameters
 
@@ -24,19 +24,31 @@ logger = logging.getLogger(__name__)
 class CheckpointHook:
     """Runs last: what the other hooks wrote of a step is on file when the step is committed."""
 
-    def __init__(self, run: Run, quarantined: int) -> None:
+    def __init__(self, run: Run, quarantined: int, guard: GuardHook) -> None:
         self.run = run
+        self.guard = guard
         self.quarantined = quarantined
 
     def after_step(self, info: StepInfo) -> None:
-        """Commit when a checkpoint is due (all ranks call)."""
+        """Commit when a checkpoint is due (all ranks call).
+
+        Raises:
+            RunError: too many steps were skipped; raised once the state, which is that of the last good step, is committed.
+        """
         self.quarantined += info.sums.quarantined
         config = self.run.config.checkpoint
-        if not due(info.step, config.every, info.last):
+        if not due(info.step, config.every, info.last or self.guard.failure is not None):
             return
-        self._check_finite(info)
+        self.guard.settle()
         start = time.perf_counter()
-        state = run_state(self.run, step=info.step, samples_seen=info.samples_seen, quarantined=self.quarantined)
+        state = run_state(
+            self.run,
+            step=info.step,
+            samples_seen=info.samples_seen,
+            quarantined=self.quarantined,
+            skipped=self.guard.total,
+            skipped_in_a_row=self.guard.in_a_row,
+        )
 
         def extra(attempt: Path) -> list[Path]:
             first = self.run.world.is_first
@@ -44,17 +56,11 @@ class CheckpointHook:
 
         folder = commit(self.run.folder.checkpoints, info.step, self.run.engine, self.run.group, extra, keep=config.keep)
         logger.info("committed %s in %.1f s", folder, time.perf_counter() - start)
+        if self.guard.failure is not None:
+            raise RunError(self.guard.failure)
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def _check_finite(self, info: StepInfo) -> None:
-        norm = self.run.engine.get_global_grad_norm()
-        if norm is not None and not math.isfinite(float(norm)):
-            raise RunError(
-                f"Step {info.step}: the gradient norm is {float(norm)}; nothing was committed. Go on from the last checkpoint with a lower "
-                "optimizer.lr, train.clip_norm or with train.precision=fp32."
-            )
 
 
 def write_models(run: Run, attempt: Path) -> list[Path]:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from mmscale.data.batch import Batch
 from mmscale.data.statistics import Work
 from mmscale.hooks import StepInfo, due
-from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to
+from mmscale.hooks.guard import GuardHook
+from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, strict
 from mmscale.world import World
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class LogHook:
         world: World,
         engine: Any,
         objectives: Sequence[Any],
+        guard: GuardHook,
         *,
         every: int,
         steps: int,
@@ -43,7 +45,7 @@ class LogHook:
         peak_flops: float | None,
         tensorboard: bool,
     ) -> None:
-        self.folder, self.world, self.engine, self.objectives = folder, world, engine, objectives
+        self.folder, self.world, self.engine, self.objectives, self.guard = folder, world, engine, objectives, guard
         self.every, self.steps, self.rows = every, steps, rows
         self.flops, self.peak_flops = flops, peak_flops
         self.writer = _open_writer(folder, resumed_at) if tensorboard and world.is_first else None
@@ -68,6 +70,7 @@ class LogHook:
 
     def _record(self, info: StepInfo) -> dict[str, Any]:
         losses, logs = info.sums.reduce()
+        self.guard.settle()
         elapsed = time.perf_counter() - self.window.start
         steps = info.step - self.window.step
         sums, wait_s, ready = self.window.reduce(self.world)
@@ -79,14 +82,15 @@ class LogHook:
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
         record |= {"grad_norm": None if norm is None else float(norm), "lr": self.engine.optimizer.param_groups[0]["lr"]}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
-        record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device), "quarantined": info.sums.quarantined}
+        record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device)}
+        record |= {"quarantined": info.sums.quarantined, "skipped_steps": self.guard.total}
         return record | _reading(sums, ready, elapsed)
 
     def _write(self, record: dict[str, Any]) -> None:
-        append_line(self.folder.metrics, record)
+        append_line(self.folder.metrics, strict(record))
         eta_s = (self.steps - record["step"]) * record["step_s"]
         rate = {k: record[k] for k in ("loss", "samples_per_s", "mfu", "data_wait_s", "step_s")}
-        self.folder.write_status("running", step=record["step"], steps=self.steps, eta_s=eta_s, **rate)
+        self.folder.write_status("running", step=record["step"], steps=self.steps, eta_s=eta_s, **strict(rate))
         logger.info("%s", console_line(record, self.steps, eta_s))
         if self.writer is not None:
             for name, value in record.items():

@@ -12,12 +12,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmscale.model.configuration import MMScaleConfig
-
-LOGITS_AT_ONCE = 1 << 25
-"""Logits beyond which the language head works in chunks and recomputes them in backward (128 MiB in fp32)."""
+from mmscale.model.cross_entropy import linear_cross_entropy
 
 
 class Projection(nn.Module):
@@ -70,22 +67,7 @@ class LanguageHead(nn.Module):
         if labels_R is None:
             logits_RV = F.linear(x_RD, self.weight, self.bias)
             return logits_RV, logits_RV[:0]
-        rows = max(1, LOGITS_AT_ONCE // len(self.weight))
-        if len(x_RD) <= rows:
-            return _cross_entropy(x_RD, self.weight, self.bias, labels_R)
-        parts = [
-            checkpoint(_cross_entropy, x_RD[i : i + rows], self.weight, self.bias, labels_R[i : i + rows], use_reentrant=False)
-            for i in range(0, len(x_RD), rows)
-        ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def _cross_entropy(x_RD: Tensor, weight_VD: Tensor, bias_V: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
-    logits_RV = F.linear(x_RD, weight_VD, bias_V).float()
-    loss_R = F.cross_entropy(logits_RV, labels_R, reduction="none")
-    with torch.no_grad():
-        hits_R = logits_RV.gather(1, labels_R[:, None]).squeeze(1) >= logits_RV.amax(1) if len(x_RD) else loss_R > 0
-    return loss_R, hits_R
+        return linear_cross_entropy(x_RD, self.weight, self.bias, labels_R)
 
 
 class OutputLinear(nn.Linear):

@@ -165,14 +165,14 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
     def embed_captions(self, batch: Batch) -> Tensor:
         """Unit vectors of the batch's captions (causal stream), fp32 (S, E)."""
-        text_UD, _ = self.lower_text(batch.caption, _no_text(batch))
+        text_UD, _ = self.lower_text(batch.caption, no_text(batch))
         embedding_SE: Tensor = self.caption_projection(text_UD.index_select(0, batch.caption.cu_seqlens_S1[1:].long() - 1))[1]
         return embedding_SE
 
     def match_logits(self, batch: Batch) -> Tensor:
         """Logit that each text (bidirectional stream) belongs to its sample's image, fp32 (S,); every text needs an image."""
         gumbel = torch.full((batch.size, batch.size), 0.0, device=batch.positions_M.device)
-        state = self.run(replace(batch, gumbel_MG=gumbel, caption=_no_text(batch)), Wanted(matching=True))
+        state = self.run(replace(batch, gumbel_MG=gumbel, caption=no_text(batch)), Wanted(matching=True))
         return state.match_logits_R[: len(batch.text.rows_S)]
 
     def classify(self, batch: Batch, head: str = "label") -> Tensor:
@@ -184,7 +184,8 @@ def _blocks(layers: nn.ModuleList, kind: type[Block]) -> list[Block]:
     return [layer for layer in layers if isinstance(layer, kind)]
 
 
-def _no_text(batch: Batch) -> TextStream:
+def no_text(batch: Batch) -> TextStream:
+    """A stream without sequences."""
     text = batch.text
     return TextStream(text.ids_T[:0], text.cu_seqlens_S1[:1] * 0, text.rows_S[:0], text.labels_T[:0], text.fuse_S[:0])
 

@@ -22,7 +22,7 @@ def build_objectives(config: RunConfig) -> list[Objective]:
     """
     o = config.objectives
     built: list[Objective] = [
-        Contrastive(weight=o.contrastive.weight, group=o.contrastive.group),
+        Contrastive(weight=o.contrastive.weight, group=o.contrastive.group, negatives=o.contrastive.negatives),
         Matching(weight=o.matching.weight, group=o.matching.group),
         MaskedLanguage(weight=o.masked_language.weight),
         Captioning(weight=o.captioning.weight),

@@ -1,46 +1,30 @@
 """Contrastive learning with the sigmoid loss, over the micro-batches of all ranks. Source: Zhai et al. 2023 (SigLIP), equation 1.
 
-Images of this rank are set against captions of all ranks, with every gradient they have here (rows). What the captions of this
-rank owe to images of other ranks is added with value zero (columns). So backward needs no collective, and the sum of the ranks'
-values and gradients is that of one process. Samples with the same caption are positives of each other.
+Images of this rank are set against captions of all ranks (rows). What the captions of this rank owe to images of other ranks is
+gradient without value (columns). So backward needs no collective, and the sum of the ranks' values and gradients is that of one
+process. Samples with the same caption are positives of each other.
 
-Shape letters: M samples a rank, W ranks, E projection size.
+Shape letters: M samples a rank, E projection size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmscale.data.batch import Batch
-from mmscale.model.pairs import has, row_hash, same_group
+from mmscale.model.pairs import has, row_hash
 from mmscale.model.state import State, by_row
 from mmscale.objectives.base import Term
+from mmscale.objectives.sigmoid import Side, SigmoidLoss, gather_sides, hits
 from shards.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmscale.model.model import MMScaleModel
-
-PAIRS_AT_ONCE = 1 << 24
-"""Similarities of a block; with more ranks than fit, blocks are recomputed in backward."""
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What the loss needs of some samples."""
-
-    image_ME: Tensor
-    caption_ME: Tensor
-    valid_M: Tensor
-    """bool: has an image and a caption."""
-    hash_M: Tensor
-    positions_M: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +33,8 @@ class Contrastive:
 
     weight: float
     group: int | None = None
+    negatives: Literal["micro", "global"] = "micro"
+    """global: `mmscale.objectives.feature_cache` replaces this objective where there is accumulation."""
     name: str = "contrastive"
 
     def wants(self) -> dict[str, Any]:
@@ -73,47 +59,19 @@ class Contrastive:
 
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
         """Sum over local images and the captions of all ranks. All ranks call, with equal M."""
-        mine = _side(state, batch)
-        similarity_MM = mine.image_ME @ mine.caption_ME.T
-        total = self._block(similarity_MM, state.scale, state.bias, mine, mine)
-        if self._crosses_ranks(batch.size):
-            total = total + self._remote(state, mine)
-        with torch.no_grad():
-            allowed = mine.valid_M[None] & same_group(mine.positions_M, mine.positions_M, self.group)
-            best_M = similarity_MM.masked_fill(~allowed, float("-inf")).argmax(1) if batch.size else mine.hash_M
-            hits_M = (mine.hash_M[best_M] == mine.hash_M) & mine.valid_M if batch.size else mine.valid_M
-        return Term(total, {"contrastive_accuracy": (hits_M.sum().float(), mine.valid_M.sum().float())})
+        side = side_of(state, batch)
+        mine = side.detach()
+        others = gather_sides(mine) if self._crosses_ranks(batch.size) else []
+        total: Tensor = SigmoidLoss.apply(side.image_ME, side.caption_ME, state.scale, state.bias, mine, others, self.group)  # type: ignore[no-untyped-call]
+        return Term(total, accuracy(mine, self.group))
 
     def _crosses_ranks(self, size: int) -> bool:
         many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return many and (self.group is None or size % self.group != 0)
 
-    def _remote(self, state: State, mine: Side) -> Tensor:
-        """Rows of local images against remote captions, and columns of remote images with value zero."""
-        others = _gather(mine)
-        size = max(1, len(mine.valid_M))
-        together = max(1, PAIRS_AT_ONCE // (size * size))
-        total = state.scale.new_zeros(())
-        blocks = [_join(others[i : i + together]) for i in range(0, len(others), together)]
-        for block in blocks:
-            if len(blocks) > 1:
-                total = total + checkpoint(self._rows_and_columns, state, mine, block, use_reentrant=False)
-            else:
-                total = total + self._rows_and_columns(state, mine, block)
-        return total
 
-    def _rows_and_columns(self, state: State, mine: Side, other: Side) -> Tensor:
-        rows = self._block(mine.image_ME @ other.caption_ME.T, state.scale, state.bias, mine, other)
-        columns = self._block(mine.caption_ME @ other.image_ME.T, state.scale.detach(), state.bias.detach(), mine, other)
-        return rows + (columns - columns.detach())
-
-    def _block(self, similarity: Tensor, scale: Tensor, bias: Tensor, mine: Side, other: Side) -> Tensor:
-        counts = mine.valid_M[:, None] & other.valid_M[None] & same_group(mine.positions_M, other.positions_M, self.group)
-        sign = torch.where(mine.hash_M[:, None] == other.hash_M[None], 1.0, -1.0)
-        return -torch.where(counts, F.logsigmoid(sign * (similarity * scale + bias)), 0.0).sum()
-
-
-def _side(state: State, batch: Batch) -> Side:
+def side_of(state: State, batch: Batch) -> Side:
+    """What the loss needs of a micro-batch."""
     return Side(
         by_row(state.image_embedding_NE, batch.image_rows_N, batch.size),
         by_row(state.caption_embedding_SE, batch.caption.rows_S, batch.size),
@@ -124,19 +82,6 @@ def _side(state: State, batch: Batch) -> Side:
 
 
 @torch.no_grad()
-def _gather(mine: Side) -> list[Side]:
-    """Every other rank's side, without gradient. Two collectives: all ranks call, with equal M."""
-    vectors = torch.cat([mine.image_ME, mine.caption_ME], dim=1).contiguous()
-    whole = torch.stack([mine.valid_M.long(), mine.hash_M, mine.positions_M], dim=1)
-    all_vectors = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
-    all_whole = [torch.empty_like(whole) for _ in all_vectors]
-    dist.all_gather(all_vectors, vectors)
-    dist.all_gather(all_whole, whole)
-    width = mine.image_ME.shape[1]
-    sides = [Side(v[:, :width], v[:, width:], w[:, 0].bool(), w[:, 1], w[:, 2]) for v, w in zip(all_vectors, all_whole, strict=True)]
-    del sides[dist.get_rank()]
-    return sides
-
-
-def _join(sides: list[Side]) -> Side:
-    return Side(*(torch.cat([getattr(s, name) for s in sides]) for name in Side.__slots__))
+def accuracy(mine: Side, group: int | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Log pair: how many images are nearest to their own caption, among those of this rank's micro-batch."""
+    return {"contrastive_accuracy": (hits(mine, group).sum().float(), mine.valid_M.sum().float())}

@@ -7,29 +7,56 @@ import torch
 import torch.nn.functional as F
 
 from mmscale.config import CONFIGS
-from mmscale.model import MMScaleModel, heads, mmscale_config
+from mmscale.model import MMScaleModel, cross_entropy, mmscale_config
 from mmscale.model.embeddings import patchify
 from mmscale.model.heads import LanguageHead
 from mmscale.model_config import ModelConfig
 from shards import configfile
-from tests.model.tiny import VOCAB, tiny_config
+from tests.model.tiny import VOCAB, Largest, tiny_config
 
 
-def test_the_chunked_loss_equals_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [0, 1, 4, 23, 24])
+def test_the_chunked_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     torch.manual_seed(0)
     head = LanguageHead(tiny_config())
-    torch.nn.init.normal_(head.weight)
-    x, labels = torch.randn(23, 32, requires_grad=True), torch.randint(0, VOCAB, (23,))
-    results = []
-    for at_once in (1 << 25, VOCAB * 4):
-        monkeypatch.setattr(heads, "LOGITS_AT_ONCE", at_once)
-        loss, hits = head(x, labels)
-        results.append((loss, hits, *torch.autograd.grad((loss * torch.arange(23)).sum(), (x, head.weight, head.bias))))
-    for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(whole, chunked, rtol=1e-4, atol=1e-4)
+    torch.nn.init.normal_(head.weight, std=0.3)
+    torch.nn.init.normal_(head.bias)
+    x, labels, above = torch.randn(23 if rows else 0, 32, requires_grad=True), torch.randint(0, VOCAB, (23,)), torch.randn(23)
+    labels, above, leaves = labels[: len(x)], above[: len(x)], (x, head.weight, head.bias)
     logits, _ = head(x)
-    torch.testing.assert_close(results[0][0], F.cross_entropy(logits, labels, reduction="none"))
-    assert results[0][1].tolist() == (logits.argmax(1) == labels).tolist()
+    plain = F.cross_entropy(logits, labels, reduction="none")
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", VOCAB * max(1, rows))
+    loss, hits = head(x, labels)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-6)
+    assert hits.tolist() == (logits.argmax(1) == labels).tolist()
+    expected = torch.autograd.grad((plain * above).sum(), leaves)
+    for again in (True, False):
+        for got, grad in zip(torch.autograd.grad((loss * above).sum(), leaves, retain_graph=again), expected, strict=True):
+            torch.testing.assert_close(got, grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_summed_over_chunks_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bf16 weights the gradient is as far from the exact one as bf16 must be, in however many chunks it was summed."""
+    torch.manual_seed(0)
+    x, weight, labels = torch.randn(512, 32).bfloat16(), (0.1 * torch.randn(VOCAB, 32)).bfloat16(), torch.randint(0, VOCAB, (512,))
+    exact = weight.double().requires_grad_()
+    F.cross_entropy(x.double() @ exact.T, labels, reduction="sum").backward()
+    errors = []
+    for rows in (512, 2):
+        monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", VOCAB * rows)
+        leaf = weight.clone().requires_grad_()
+        cross_entropy.linear_cross_entropy(x, leaf, torch.zeros(VOCAB).bfloat16(), labels)[0].sum().backward()
+        errors.append((leaf.grad.double() - exact.grad).norm() / exact.grad.norm())
+    assert errors[1] < 1.2 * errors[0] < 0.02
+
+
+def test_no_logits_of_all_rows_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", VOCAB * 4)
+    head, x, labels = LanguageHead(tiny_config()), torch.randn(200, 32, requires_grad=True), torch.randint(0, VOCAB, (200,))
+    torch.nn.init.normal_(head.weight)
+    with Largest() as seen:
+        head(x, labels)[0].sum().backward()
+    assert seen.elements == x.numel() < 200 * VOCAB
 
 
 def test_patches_are_laid_out_as_a_convolution_reads_them() -> None:

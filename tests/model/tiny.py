@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmscale.config import RunConfig
 from mmscale.data.batch import IGNORE, Batch, TextStream
@@ -135,3 +137,15 @@ def _stream(made: list[tuple[int, list[int], list[int]]]) -> TextStream:
         labels_T=torch.tensor([x for _, _, labels in made for x in labels], dtype=torch.int64),
         fuse_S=torch.ones(len(made), dtype=torch.bool),
     )
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        out = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out

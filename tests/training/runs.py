@@ -66,6 +66,22 @@ def train(ranks: int, stage: Path, *words: str, timeout_s: float = 300) -> subpr
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout_s)
 
 
+def run_grid(ranks: int, stage: Path, results: Path, lines: list[str], program: str = "grid.py") -> None:
+    """Run `grid.py`, or another program of this folder, under torchrun."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(ranks),
+        "--master-port",
+        str(free_port()),
+        str(Path(__file__).with_name(program)),
+    ]
+    done = subprocess.run([*command, str(stage), str(results), *lines], env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
 def kill_after(ranks: int, stage: Path, words: list[str], run: Path, *, lines: int, extra_s: float, timeout_s: float = 120) -> None:
     """Start a run, wait until its metrics have grown by so many lines and some time, and kill -9 every process of it."""
     before = count_lines(run)

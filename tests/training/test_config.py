@@ -58,6 +58,12 @@ def test_model_part_by_name_path_and_override(tmp_path: Path) -> None:
             r"`data.augment.colours` must be 3 different phrases or null; got \['red', 'Red', 'blue'\]\.",
         ),
         ("store.retries=-1", r"`store\.retries` must be at least 0; got -1\."),
+        ("guard.max_fraction=-0.1", r"`guard\.max_fraction` must be at least 0; got -0\.1\."),
+        ("objectives.matching.negatives=global", r"`objectives\.matching\.negatives` must be micro: only contrastive takes negatives"),
+        (
+            "objectives.contrastive={negatives: global, group: 4}",
+            r"`objectives\.contrastive\.negatives=global` takes .*`objectives\.contrastive\.group` = 4 .* group=null, or negatives=micro\.",
+        ),
         ("train.steps=0", r"`train.steps` must be at least 1; got 0\."),
         ("objectives.contrastive.weight=0", r"Nothing to train: every `objectives.\*.weight` is 0 and no `task` is set\."),
     ],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.training.runs import STAGE, environment, free_port, losses, write_stage
+from tests.training.runs import STAGE, losses, run_grid, write_stage
 
 STEPS = 20
 TOLERANCE = 1e-5
@@ -22,23 +20,6 @@ def variants(ranks: int, stages: tuple[int, ...], accumulations: tuple[int, ...]
             micro = 16 // (ranks * accumulation)
             lines.append(f"zero{stage}-ranks{ranks}-acc{accumulation} zero.stage={stage} train.micro_batch={micro}")
     return lines
-
-
-def run_grid(ranks: int, stage: Path, results: Path, lines: list[str]) -> None:
-    """Run `grid.py` under torchrun."""
-    program = Path(__file__).with_name("grid.py")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(ranks),
-        "--master-port",
-        str(free_port()),
-        str(program),
-    ]
-    done = subprocess.run([*command, str(stage), str(results), *lines], env=environment(), capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def difference(results: Path, name: str, other: str) -> float:
@@ -75,6 +56,19 @@ def test_losses_do_not_depend_on_the_topology(tmp_path: Path, glyphs: Path, full
     assert max(differences.values()) < TOLERANCE, differences
     first, last = losses(tmp_path / "runs" / names[0])[0][1]["loss"], losses(tmp_path / "runs" / names[0])[-1][1]["loss"]
     assert last < first - 1  # it does train
+
+
+def test_negatives_of_the_global_batch_make_the_contrastive_loss_independent_of_the_topology(tmp_path: Path, glyphs: Path) -> None:
+    stage = stage_file(tmp_path, glyphs, ("matching",))
+    stage.write_text(stage.read_text().replace("contrastive: {", "contrastive: {negatives: global, "))
+    lines = {1: variants(1, (0,), (1, 4)), 2: [*variants(2, (1,), (2,)), *variants(2, (3,), (4,))]}
+    for ranks, chosen in lines.items():
+        run_grid(ranks, stage, tmp_path / "runs", chosen)
+    names = [line.split()[0] for chosen in lines.values() for line in chosen]
+    differences = {name: difference(tmp_path / "runs", names[0], name) for name in names[1:]}
+    assert max(differences.values()) < TOLERANCE, differences
+    log = (tmp_path / "runs" / names[1] / "logs" / "rank-0.log").read_text()
+    assert "negatives   contrastive, from all 16 samples of a step, by one more forward of the lower layers" in log
 
 
 def test_what_depends_on_the_topology_is_what_the_documentation_says(tmp_path: Path, glyphs: Path) -> None:

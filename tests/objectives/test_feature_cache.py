@@ -1,0 +1,110 @@
+"""Negatives of the global batch: several micro-batches give the loss and the gradients of one, on one rank and on two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmscale.data.batch import Batch
+from mmscale.model import MMScaleModel
+from mmscale.objectives import Objective, feature_cache
+from mmscale.objectives.captioning import Captioning
+from mmscale.objectives.contrastive import Contrastive, side_of
+from mmscale.objectives.feature_cache import Collector, Replayed, collect, replay, wanted
+from mmscale.objectives.masked_image import MaskedImage
+from tests.model.tiny import Row, make_batch, random_rows, tiny_model
+from tests.objectives.ranks import run_ranks
+
+ROWS = [*random_rows(3), Row(image=False), *random_rows(4, seed=1), Row(image=False), Row(caption=None), *random_rows(2, seed=2)]
+"""Twelve samples: quarters of three hold 3, 2, 2 and 2 pairs."""
+GLOBAL = Contrastive(weight=1.0, negatives="global")
+OTHERS: list[Objective] = [Captioning(weight=1.0), MaskedImage(weight=1.0)]
+
+
+def forward_of(model: MMScaleModel) -> feature_cache.Forward:
+    def forward(index: int, batch: Batch, objectives: Sequence[Objective]) -> None:
+        torch.manual_seed(index)
+        model(batch, objectives)
+
+    return forward
+
+
+def gradients(micro: list[Batch], dropout: float = 0.0) -> dict[str, Any]:
+    """Losses and gradients of micro-batches one after the other, with the negatives of all."""
+    model, totals = tiny_model(dropout=dropout), {}
+    contrastive: list[Objective] = [GLOBAL] * len(micro)
+    if wanted([GLOBAL], len(micro)):
+        contrastive = [*replay(collect(forward_of(model), micro, [GLOBAL, *OTHERS], dropout), 1.0)]
+    for index, (batch, objective) in enumerate(zip(micro, contrastive, strict=True)):
+        torch.manual_seed(index)
+        terms = model(batch, [objective, *OTHERS])
+        torch.stack([t.sum for t in terms.values()]).sum().backward()
+        for name, term in terms.items():
+            totals[name] = totals.get(name, 0.0) + term.sum.item()
+    return {"losses": totals, "grads": {n: p.grad for n, p in model.named_parameters()}}
+
+
+def on_rank(rank: int, ranks: int, micro: int) -> dict[str, Any]:
+    size = len(ROWS) // (ranks * micro)
+    firsts = [(a * ranks + rank) * size for a in range(micro)]
+    return gradients([make_batch(ROWS[f : f + size], first=f) for f in firsts])
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, 2), (1, 4), (2, 2)])
+def test_equals_one_large_batch(tmp_path: Path, ranks: int, micro: int) -> None:
+    expected = gradients([make_batch(ROWS)])
+    parts = run_ranks(on_rank, ranks, tmp_path, micro) if ranks > 1 else [on_rank(0, 1, micro)]
+    for name, loss in expected["losses"].items():
+        assert sum(p["losses"][name] for p in parts) == pytest.approx(loss, rel=1e-6)
+    largest = max(g.abs().max().item() for g in expected["grads"].values())
+    for name, grad in expected["grads"].items():
+        worst = (sum(p["grads"][name] for p in parts) - grad).abs().max().item() / largest
+        assert worst < 1e-6, (name, worst)
+
+
+def test_without_the_cache_the_negatives_are_others() -> None:
+    whole, model = gradients([make_batch(ROWS)]), tiny_model()
+    halves = sum(model(make_batch(ROWS[f : f + 6], first=f), [GLOBAL])["contrastive"].sum.item() for f in (0, 6))
+    assert abs(halves - whole["losses"]["contrastive"]) > 1.0
+
+
+def test_both_passes_draw_the_same_dropout() -> None:
+    """The embeddings of the first pass are those of the second, with masked images and texts that only the second one reads."""
+    model, batch = tiny_model(dropout=0.3), make_batch(ROWS)
+    collector = collect(forward_of(model), [batch, batch], [GLOBAL, *OTHERS], 0.3)
+    assert not torch.equal(collector.sides[0].image_ME, collector.sides[1].image_ME)
+    for index, side in enumerate(collector.sides):
+        second = Kept(lower={})
+        torch.manual_seed(index)
+        model(batch, [*OTHERS, second])
+        assert torch.equal(second.sides[0].image_ME, side.image_ME)
+        assert torch.equal(second.sides[0].caption_ME, side.caption_ME)
+
+
+class Kept(Collector):
+    """Keeps the embeddings of a forward of training."""
+
+    def loss(self, state: Any, batch: Batch, model: MMScaleModel) -> Any:
+        """Keep them."""
+        self.sides.append(side_of(state, batch))
+        return Collector.loss(self, state, batch, model)
+
+
+def test_the_first_pass_leaves_out_what_nobody_reads() -> None:
+    model, tokens = tiny_model(), []
+    model.text_embedding.register_forward_hook(lambda module, args, out: tokens.append(len(out)))
+    model.fusion_layers[0].register_forward_hook(lambda module, args, out: tokens.append(len(out[0]) + len(out[1])))
+    batch = make_batch(ROWS)
+    collect(forward_of(model), [batch], [GLOBAL, *OTHERS], 0.0)
+    assert tokens == [len(batch.caption.ids_T), 0]
+
+
+def test_only_global_negatives_and_accumulation_ask_for_it() -> None:
+    assert wanted([*OTHERS, GLOBAL], 2) is GLOBAL
+    assert wanted([GLOBAL], 1) is None
+    assert wanted([Contrastive(weight=1.0)], 2) is None
+    assert Replayed(part=None, weight=1.0).count(make_batch(ROWS)) == GLOBAL.count(make_batch(ROWS))  # type: ignore[arg-type]

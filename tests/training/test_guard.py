@@ -1,0 +1,166 @@
+"""Steps that are not finite: nothing changes, they are counted and named, the run goes on exactly, and stops past its budget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmscale.config import GuardConfig
+from mmscale.hooks.guard import GuardHook
+from mmscale.run_folder import RunFolder
+from mmscale.step import StepSums
+from mmscale.world import World
+from tests.model.tiny import make_batch, random_rows
+from tests.objectives.ranks import run_ranks
+from tests.training.alone import Alone
+from tests.training.runs import STAGE, losses, records, run_grid, write_stage
+
+STEPS, SKIPPED = 8, (1, 4, 6)
+"""Steps counted from 1; those of `poison.PLACES` are counted from 0."""
+WORDS = "train.ema_decay=0.9 checkpoint.every=1 checkpoint.keep=0 guard.max_count=3"
+
+
+def variants(full: bool) -> list[str]:
+    """Every stage, precision and accumulation, or a choice that has each at least once."""
+    chosen = [(0, "fp32", 8), (1, "bf16", 4), (2, "bf16", 8), (3, "fp32", 4)]
+    every = [(zero, precision, micro) for zero in range(4) for precision in ("fp32", "bf16") for micro in (4, 8)]
+    return [
+        f"zero{z}-{p}-micro{m} zero.stage={z} train.precision={p} train.micro_batch={m} {WORDS}" for z, p, m in (every if full else chosen)
+    ]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a file of weights or of DeepSpeed's state."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return dict(_walk(str(path.name), torch.load(path, weights_only=False, map_location="cpu")))
+
+
+def _walk(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _walk(f"{name}.{key}", child)
+
+
+def changed(run: Path, step: int) -> list[str]:
+    """Files of a step's checkpoint with a tensor that is not bit for bit that of the step before: model, average, optimizer."""
+    before, after = (run / "checkpoints" / f"step-{s:08}" for s in (step - 1, step))
+    found = []
+    for path in sorted([*after.rglob("*.safetensors"), *after.rglob("*.pt")]):
+        old, new = tensors(before / path.relative_to(after)), tensors(path)
+        assert old.keys() == new.keys()
+        if not all(torch.equal(old[k], new[k]) for k in old):
+            found.append(path.name)
+    return found
+
+
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path, glyphs: Path, full: bool) -> None:
+    stage = write_stage(tmp_path, glyphs, STAGE.replace("steps: 12", f"steps: {STEPS}"))
+    lines = variants(full)
+    run_grid(2, stage, tmp_path, lines, program="poison.py")
+    for line in lines:
+        name = line.split()[0]
+        check_run(tmp_path / name)
+        copy = tmp_path / f"{name}-resumed"
+        shutil.copytree(tmp_path / name, copy)
+        for step in range(5, STEPS + 1):
+            shutil.rmtree(copy / "checkpoints" / f"step-{step:08}")
+    run_grid(2, stage, tmp_path, [line.replace(" ", "-resumed ", 1) for line in lines], program="poison.py")
+    for line in lines:
+        whole, resumed = tmp_path / line.split()[0], tmp_path / f"{line.split()[0]}-resumed"
+        assert "step-00000004: step 4, 64 samples seen" in (resumed / "logs" / "rank-0.log").read_text()
+        assert losses(resumed) == losses(whole)
+        assert records(resumed / "skipped.jsonl") == records(whole / "skipped.jsonl")
+
+
+def check_run(run: Path) -> None:
+    """Steps 1, 4 and 6 left everything as it was, the others did not; each is named."""
+    for step in range(2, STEPS + 1):
+        files = changed(run, step)
+        assert (not files) == (step in SKIPPED), (run.name, step, files)
+    metrics = records(run / "metrics.jsonl")
+    assert [r["skipped_steps"] for r in metrics] == [1, 1, 1, 2, 2, 3, 3, 3]
+    assert [r["step"] for r in metrics if r["loss"] is None] == [1, 6]
+    assert [r["step"] for r in metrics if r["grad_norm"] is None] == list(SKIPPED)
+    assert [r["samples_seen"] for r in metrics] == [16 * s for s in range(1, STEPS + 1)]
+    named = records(run / "skipped.jsonl")
+    assert {(r["step"], r["rank"], *r["losses"].items()) for r in named} == {
+        (1, 0, ("captioning", "inf")),
+        (4, 1),
+        (6, 1, ("contrastive", "inf")),
+    }
+    assert all(r["gradient_only"] == (r["step"] == 4) for r in named)
+    read = {(r["step"], r["key"]) for r in records(run / "audit" / "rank-1.jsonl")}
+    assert all((r["step"], key) in read for r in named if r["rank"] == 1 for key in r["keys"])
+    log = (run / "logs" / "rank-0.log").read_text()
+    assert "step 6 skipped, not finite: contrastive inf on rank 1, micro-step 0 (" in log
+    assert "step 4 skipped, not finite: gradient on rank 1, micro-step 0 (" in log
+    assert json.loads((run / "checkpoints" / "step-00000004" / "run.json").read_text())["skipped_in_a_row"] == 1
+
+
+def test_past_the_budget_the_good_state_is_committed_and_the_run_fails(alone: Alone, stage: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = alone(stage, f"run={run}", "train.steps=3", "train.ema_decay=0.9")
+    assert code == 0, out + err
+    words = (f"run={run}", "train.steps=9", "train.ema_decay=0.9", "objectives.captioning.weight=1e39", "guard.max_consecutive=2")
+    code, out, err = alone(stage, *words)
+    assert code == 1
+    said = [line for line in err.splitlines() if line.startswith("mmscale: error")]
+    assert said == [
+        "mmscale: error: Step 6 was skipped because the gradient is not finite on rank 0: 3 in a row and 3 of 6 steps, more than "
+        "guard.max_consecutive = 2, or guard.max_fraction = 0.01 and guard.max_count = 10, allow. Ranks and samples are listed in "
+        f"{run}/skipped.jsonl. Skipped steps changed no weight: go on from the last checkpoint with a lower optimizer.lr or "
+        "train.clip_norm, with train.precision=fp32, or without those samples."
+    ]
+    good, kept = (load_file(next((run / "checkpoints" / f"step-0000000{s}" / "model").glob("*.safetensors"))) for s in (3, 6))
+    assert all(torch.equal(good[k], kept[k]) for k in good)
+    code, out, err = alone(stage, f"run={run}", "train.steps=9", "train.ema_decay=0.9")  # what spoiled it is gone
+    assert code == 0, out + err
+    assert [r["skipped_steps"] for r in records(run / "metrics.jsonl")] == [0, 0, 0, 1, 2, 3, 3, 3, 3]
+
+
+def guarded(rank: int, ranks: int, flags: list[int], late: int, config: GuardConfig, folder: str) -> list[tuple[int, int, bool]]:
+    """Total, in a row and whether it failed after each step, and after settling."""
+    import torch.distributed as dist
+
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    hook = GuardHook(RunFolder(Path(folder)), config, world, dist.group.WORLD, ["a"], late=late)
+    seen = []
+    batch = SimpleNamespace(host=[make_batch(random_rows(2))])
+    for step, flag in enumerate(flags, start=1):
+        sums = StepSums(
+            torch.ones(1), torch.ones(1), skipped=torch.tensor(float(flag)), micro=[(torch.tensor([torch.nan]), torch.tensor(0.0))]
+        )
+        hook.after_step(SimpleNamespace(step=step, sums=sums, batch=batch))  # type: ignore[arg-type]
+        seen.append((hook.total, hook.in_a_row, hook.failure is not None))
+    hook.settle()
+    return [*seen, (hook.total, hook.in_a_row, hook.failure is not None)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "config", "expected"),
+    [
+        ([1, 1, 0, 1], GuardConfig(max_consecutive=2), [(1, 1, False), (2, 2, False), (2, 0, False), (3, 1, False)]),
+        ([0, 1, 1, 0], GuardConfig(max_consecutive=1), [(0, 0, False), (1, 1, False), (2, 2, True), (2, 0, True)]),
+        ([1, 0, 0, 1], GuardConfig(max_count=1, max_fraction=0.4), [(1, 1, False), (1, 0, False), (1, 0, False), (2, 1, True)]),
+        ([1, 0, 0, 1], GuardConfig(max_count=1, max_fraction=0.5), [(1, 1, False), (1, 0, False), (1, 0, False), (2, 1, False)]),
+    ],
+)
+@pytest.mark.parametrize("late", [0, 1])
+def test_budget_and_flags_that_come_a_step_late(
+    tmp_path: Path, flags: list[int], config: GuardConfig, expected: list[tuple[int, int, bool]], late: int
+) -> None:
+    (got,) = run_ranks(guarded, 1, tmp_path, flags, late, config, str(tmp_path / "run"))
+    assert got == [*([(0, 0, False)] * late + expected)[: len(expected)], expected[-1]]
+    assert len(records(tmp_path / "run" / "skipped.jsonl")) == sum(flags)
