@@ -24,6 +24,7 @@ from mmscale.data.tokenize import TextTokenizer
 from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
+from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel, mmscale_config
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
@@ -145,6 +146,8 @@ def build_model(
     reports = [str(r) for r in model.load_pretrained_towers(config.model)]
     if origin is not None:
         reports.append(str(init_from(model, origin)))
+    if config.lora.rank:
+        reports.append(add_adapters(model, config.lora))
     frozen = freeze(model, config.optimizer.freeze)
     if frozen:
         reports.append(f"frozen      {len(frozen)} tensors, such as {frozen[0]}")
@@ -155,6 +158,8 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int) -> Ru
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
+    if run.config.lora.rank:
+        model["lora"] = plain["lora"]
     return RunState(
         step=step,
         samples_seen=samples_seen,

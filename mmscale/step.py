@@ -82,7 +82,7 @@ def optimizer_step(engine: Any, config: RunConfig, world: World, objectives: Seq
     factors_K = (weights_K / counts_K.clamp(min=1)).float()
     sums = StepSums(counts_K, torch.zeros_like(counts_K), stop=stop, quarantined=quarantined)
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate(batch.step, config.train.steps, config.optimizer)
+        group["lr"] = learning_rate(batch.step, config.train.steps, config.optimizer) * group.get("lr_factor", 1.0)
     for index, micro in enumerate(batch.micro):
         seed_micro_step(config.train.seed, batch.step, index, world.rank)
         loss, sums_K, logs = engine(micro, factors_K)

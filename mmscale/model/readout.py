@@ -104,7 +104,7 @@ def _patches(
 
 
 def _classes(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, pooled: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    """Logits of the task heads: of the fused text's first token, else the image alone ([CLS] or the patches' mean), else the caption's end."""
+    """Logits of the task heads: of the fused text's first token, else an image ([CLS] or the patches' mean), else the caption's end."""
     fused_rows, first_RD, alone_RD = pooled
     size = batch.size
     if not wanted.classify:
