@@ -69,7 +69,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     dataset = open_training_data(config)
     origin = resolve(config.init_from) if config.init_from else None
     tokenizer_folder = find_tokenizer(config, origin)
-    tokenizer = TextTokenizer(tokenizer_folder)
+    tokenizer = TextTokenizer(tokenizer_folder, config.data.begin)
     labels = agree_on_labels(config, dataset, world, group)
     model, reports = build_model(config, tokenizer, labels, origin)
     objectives = build_objectives(config)

@@ -227,6 +227,11 @@ def _check(config: RunConfig) -> None:
             f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
         )
     mixture_sources(data)
+    need(
+        0 <= data.pad_captions <= data.max_text_tokens,
+        f"`data.pad_captions` must be at most data.max_text_tokens = {data.max_text_tokens}, or 0 for none; got {data.pad_captions}.",
+    )
+    _check_captions(config)
     need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
     need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
     need(
@@ -241,11 +246,6 @@ def _check(config: RunConfig) -> None:
     need(optimizer.head_lr_ratio > 0, f"`optimizer.head_lr_ratio` must be above 0; got {optimizer.head_lr_ratio}.")
     need(lora.rank >= 0, f"`lora.rank` must be at least 1, or 0 for no adapters; got {lora.rank}.")
     need(0 <= lora.dropout < 1, f"`lora.dropout` must be at least 0 and below 1; got {lora.dropout}.")
-    need(
-        model.text.captions == "causal" or (config.objectives.captioning.weight == 0 and getattr(config.task, "name", "") != "captioning"),
-        "`model.text.captions=bidirectional` lets a caption's tokens see what captioning predicts. Set model.text.captions=causal, or "
-        "objectives.captioning.weight=0 and another task.",
-    )
     need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [
         getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")
@@ -254,3 +254,18 @@ def _check(config: RunConfig) -> None:
         config.task is not None or any(w > 0 for w in weights),
         "Nothing to train: every `objectives.*.weight` is 0 and no `task` is set. Give an objective a weight or name a task.",
     )
+
+
+def _check_captions(config: RunConfig) -> None:
+    """Captions that the model is to write start with a token, end with a word, and are read from left to right."""
+    written = config.objectives.captioning.weight > 0 or (config.task is not None and config.task.name == "captioning")
+    for wrong, key in (
+        (config.model.text.captions == "bidirectional", "model.text.captions=causal"),
+        (not config.data.begin, "data.begin=true"),
+        (config.data.pad_captions > 0, "data.pad_captions=0"),
+    ):
+        need(
+            not (written and wrong),
+            f"The captioning objective predicts each token from those before it, which needs {key}. Set it, or "
+            "objectives.captioning.weight=0 and another task.",
+        )

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from mmscale.data.batch import TextStream
+from mmscale.flops import forward_flops
 from mmscale.model import MMScaleModel
+from mmscale.model.pretrained import load_towers, model_section
 from mmscale.model.sequences import Entry, arrange
-from tests.model.checkpoints import IMAGE, TEXT, bert, clip, original, siglip, siglip2, started, vit
-from tests.model.tiny import VOCAB, Row, make_batch, random_rows
+from mmscale.model_config import ModelConfig
+from shards.errors import ConfigError
+from tests.model.checkpoints import IMAGE, PIXELS, SHAPE, TEXT, bert, clip, deit, original, save, section, siglip, siglip2, started, vit
+from tests.model.tiny import VOCAB, Row, all_objectives, make_batch, random_rows, tiny_model
 
 NONE = torch.zeros(0, dtype=torch.int64)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -171,3 +177,102 @@ def test_a_projection_of_another_size_is_left(tmp_path: Path) -> None:
     _, reports = started(folder, folder, projection_size=12)
     assert [r.left for r in reports] == [["text_projection.weight"], ["visual_projection.weight"]]
     assert all("its projection has 20 outputs, model.projection_size is 12: it was left" in r.notes for r in reports)
+
+
+def test_what_a_model_lacks_is_said_in_one_paragraph(tmp_path: Path) -> None:
+    folders = clip(tmp_path / "clip"), vit(tmp_path / "vit")
+    names = ModelConfig(init_text_from=str(folders[0]), init_image_from=str(folders[1]))
+    with pytest.raises(ConfigError) as error:
+        load_towers(tiny_model(), names)
+    message = str(error.value)
+    keys = ["qk_norm=false (now true)", "mlp_ratio=3 (now 4)", "layer_norm_eps=1e-12 (now 1e-06)", "text.hidden_size=16 (now 32)"]
+    keys += ["text.num_heads=1 (now 2)", "text.activation=quick_gelu (now gelu)", "text.embedding_norm=false (now true)"]
+    assert all(f"model.{key}" in message for key in keys), message
+    assert "text.norm" not in message
+    assert "\n" not in message
+    load_towers(tiny_model(**section(*folders)), names)  # and with all of them it is started
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (bert, {"text": {"norm": "pre"}}, r"Set model\.text\.norm=post \(now pre\)"),
+        (deit, {"image": {"leading_tokens": 1}}, r"Set model\.image\.leading_tokens=2 \(now 1\)\. `mmscale"),
+        (clip, {"activation": "gelu"}, r"Set model\.activation=quick_gelu \(now gelu\)"),
+        (vit, {"patch_size": 4}, r"Set model\.patch_size=8 \(now 4\)"),
+        (vit, {"image": {"activation": "quick_gelu"}}, r"Set model\.image\.activation=gelu \(now quick_gelu\)"),
+    ],
+)
+def test_each_key_is_compared(tmp_path: Path, make: Any, changes: dict[str, Any], message: str) -> None:
+    folder = str(make(tmp_path))
+    names = ModelConfig(**({"init_text_from": folder} if make in (bert, clip) else {"init_image_from": folder}))
+    keys = section(tmp_path)
+    merged = {k: {**keys[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}
+    with pytest.raises(ConfigError, match=message):
+        load_towers(tiny_model(**{**keys, **merged}), names)
+
+
+def test_pixels_are_scaled_as_the_checkpoint_saw_them(tmp_path: Path) -> None:
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    ViTImageProcessor(image_mean=mean, image_std=std).save_pretrained(vit(tmp_path))
+    assert tuple(section(tmp_path)["image_mean"]) == mean
+    with pytest.raises(ConfigError, match=r"Set model\.image_mean=\[0\.48145466,0\.4578275,0\.40821073\] \(now \[0\.5,0\.5,0\.5\]\)"):
+        started(image=tmp_path, image_mean=(0.5, 0.5, 0.5))
+    model, _ = started(image=tmp_path)
+    pixels = (BATCH.pixels_NCHW.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    with torch.no_grad():
+        ours = model.image_projection.norm(model.lower_images(BATCH.pixels_NCHW, BATCH.patch_mask_NP, NONE))
+        torch.testing.assert_close(ours, original(tmp_path)(pixels).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`model.init_text_from` must be a local transformers folder"):
+        load_towers(tiny_model(), ModelConfig(init_text_from=str(tmp_path)))
+    GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=VOCAB)).save_pretrained(tmp_path / "gpt")
+    with pytest.raises(ConfigError, match=r"`model.init_text_from` must be a checkpoint of type bert or .*holds a gpt2"):
+        load_towers(tiny_model(), ModelConfig(init_text_from=str(tmp_path / "gpt")))
+    with pytest.raises(ConfigError, match=r"holds a gpt2; known are bert, .*siglip2_vision_model"):
+        model_section([str(tmp_path / "gpt")])
+    with pytest.raises(ConfigError, match=r"has a vocabulary of 50, data.tokenizer one of 40"):
+        started(text=bert(tmp_path / "words", vocab_size=50))
+    with pytest.raises(ConfigError, match=r"has no tower that another of the checkpoints does not have"):
+        model_section([str(tmp_path / "words"), str(tmp_path / "words")])
+    with pytest.raises(ConfigError, match=r"activation 'relu' is none of the model's"):
+        model_section([str(bert(tmp_path / "relu", hidden_act="relu"))])
+
+
+def test_a_checkpoint_without_a_tensor_says_that_it_starts_at_random(tmp_path: Path) -> None:
+    save(ViTForImageClassification(ViTConfig(**SHAPE, **PIXELS)), tmp_path)
+    _, (report,) = started(image=tmp_path)
+    assert report.left == []  # no pooler: what transformers would draw at random is not taken for the checkpoint's
+    assert str(report).startswith(f"started from {tmp_path}\n  loaded")
+
+
+@torch.no_grad()
+def test_images_without_a_cls_token_are_classified_by_the_mean_of_their_patches(tmp_path: Path) -> None:
+    model, _ = started(image=siglip(tmp_path))
+    batch = make_batch([Row(text=None, caption=None, label=i) for i in range(3)], mask_images=False)
+    logits = model.classify(batch)
+    alone = [model.classify(make_batch([Row(text=None, caption=None, label=i)], first=i, mask_images=False)) for i in range(3)]
+    torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    n = torch.arange(3)
+    image_TD = model.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, NONE).flatten(0, 1)
+    seqs = arrange([Entry(n, torch.full((3,), -1))], torch.zeros(1, dtype=torch.int64), 4, torch.float32)
+    for block in model.fusion_layers:
+        image_TD, _ = block(image_TD, image_TD[:0], seqs.plan, None)
+    torch.testing.assert_close(logits, model.task_heads["label"](image_TD.view(3, 4, -1).mean(1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("families", [("siglip", "siglip"), ("clip", "deit"), ("bert", "vit")])
+def test_every_objective_trains_towers_of_every_kind(tmp_path: Path, families: tuple[str, str]) -> None:
+    text, image = TEXT[families[0]](tmp_path / "text"), IMAGE[families[1]](tmp_path / "image")
+    model, _ = started(text, image, **{"text.captions": "causal"})
+    model.train()
+    batch, objectives = make_batch(random_rows(4)), all_objectives()
+    sum(term.sum for term in model(batch, objectives).values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+    counted = forward_flops(model.config, batch, objectives)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch, objectives)
+    assert 0.7 < counted / counter.get_total_flops() < 1.05  # padding, masked halves and the largest negatives are not counted

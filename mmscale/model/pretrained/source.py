@@ -16,14 +16,18 @@ from shards.errors import ConfigError
 Pixels = tuple[float, float, float]
 
 
-def read_config(folder: str | Path, key: str) -> Any:
+def read_config(folder: str | Path, what: str) -> Any:
     """Read a folder's config.json by transformers.
+
+    Args:
+        folder: a local checkpoint.
+        what: which is named so in the error.
 
     Raises:
         ConfigError: not a local checkpoint.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise ConfigError(f"`model.{key}` must be a local transformers folder with a config.json; {str(folder)!r} is not.")
+        raise ConfigError(f"{what} must be a local transformers folder with a config.json; {str(folder)!r} is not.")
     return AutoConfig.from_pretrained(str(folder), local_files_only=True)
 
 

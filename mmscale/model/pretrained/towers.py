@@ -76,7 +76,7 @@ def model_section(folders: Sequence[str]) -> dict[str, Any]:
 
 
 def _kinds(folder: str) -> list[str]:
-    kind = read_config(folder, "init_*_from").model_type
+    kind = read_config(folder, "A checkpoint").model_type
     found = [name for name, families in (("text", TEXT_FAMILIES), ("image", IMAGE_FAMILIES)) if any(kind in f.types for f in families)]
     if not found:
         raise ConfigError(f"{folder!r} holds a {kind}; known are {', '.join(_types((*TEXT_FAMILIES, *IMAGE_FAMILIES)))}.")
@@ -84,13 +84,13 @@ def _kinds(folder: str) -> list[str]:
 
 
 def _text_of(folder: str) -> tuple[Any, TextFamily, TextShape]:
-    config = read_config(folder, "init_text_from")
+    config = read_config(folder, "`model.init_text_from`")
     family = _family(folder, config, TEXT_FAMILIES, "init_text_from")
     return config, family, family.shape(config)
 
 
 def _image_of(folder: str) -> tuple[Any, ImageFamily, ImageShape]:
-    config = read_config(folder, "init_image_from")
+    config = read_config(folder, "`model.init_image_from`")
     family = _family(folder, config, IMAGE_FAMILIES, "init_image_from")
     mean, std = read_pixels(folder)
     return config, family, replace(family.shape(config), mean=mean, std=std)
