@@ -173,6 +173,18 @@ def launch(
     raise typer.Exit(start.launch(request, master_port, dry_run=dry_run))
 
 
+@app.command("model-config")
+def model_config(
+    folders: Annotated[
+        list[str], typer.Argument(metavar="FOLDER [FOLDER]", help="Transformers checkpoints: one of each tower, or of both.")
+    ],
+) -> None:
+    """Print the `model` section that pretrained checkpoints need: a file for `mmscale launch ... model=FILE`."""
+    from launcher import model_commands
+
+    model_commands.print_model_section(folders)
+
+
 @app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder (its newest checkpoint).")],

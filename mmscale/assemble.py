@@ -25,6 +25,7 @@ from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
 from mmscale.guard import Gate
+from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel, mmscale_config
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
@@ -70,7 +71,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     dataset = open_training_data(config)
     origin = resolve(config.init_from) if config.init_from else None
     tokenizer_folder = find_tokenizer(config, origin)
-    tokenizer = TextTokenizer(tokenizer_folder)
+    tokenizer = TextTokenizer(tokenizer_folder, config.data.begin)
     labels = agree_on_labels(config, dataset, world, group)
     model, reports = build_model(config, tokenizer, labels, origin)
     objectives = build_objectives(config)
@@ -148,6 +149,8 @@ def build_model(
     reports = [str(r) for r in model.load_pretrained_towers(config.model)]
     if origin is not None:
         reports.append(str(init_from(model, origin)))
+    if config.lora.rank:
+        reports.append(add_adapters(model, config.lora))
     frozen = freeze(model, config.optimizer.freeze)
     if frozen:
         reports.append(f"frozen      {len(frozen)} tensors, such as {frozen[0]}")
@@ -158,6 +161,8 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipp
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
+    if run.config.lora.rank:
+        model["lora"] = plain["lora"]
     return RunState(
         step=step,
         samples_seen=samples_seen,

@@ -60,8 +60,28 @@ class OptimizerConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.05
     """Decoupled weight decay of matrices; vectors, norms and embeddings get none."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate with every layer further down from the heads, such as 0.75 in fine-tuning; 1 is one rate for all."""
+    head_lr_ratio: float = 1.0
+    """Factor on the learning rate of what stands on the layers: projections and heads."""
     freeze: list[str] = field(default_factory=list)
     """Regular expressions; parameters whose name matches one of them (re.search) are not trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2022) by peft: all else is frozen but the task heads. Checkpoints' model/ has them merged."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 for none."""
+    alpha: float = 16.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before an adapter."""
+    targets: str = r"\w+_layers\..*\.(qkv|out|up|down)"
+    """Regular expression; linear layers whose whole name matches it get an adapter."""
+    train: list[str] = field(default_factory=list)
+    """Regular expressions; parameters whose name matches one of them (re.search) are trained as well, such as new layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +183,7 @@ class RunConfig:
     task: TaskConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -220,6 +241,11 @@ def _check(config: RunConfig) -> None:
             f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
         )
     mixture_sources(data)
+    need(
+        0 <= data.pad_captions <= data.max_text_tokens,
+        f"`data.pad_captions` must be at most data.max_text_tokens = {data.max_text_tokens}, or 0 for none; got {data.pad_captions}.",
+    )
+    _check_captions(config)
     need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
     need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
     need(
@@ -232,6 +258,11 @@ def _check(config: RunConfig) -> None:
     for key in ("max_consecutive", "max_fraction", "max_count"):
         budget = getattr(config.guard, key)
         need(budget >= 0, f"`guard.{key}` must be at least 0; got {budget}.")
+    optimizer, lora = config.optimizer, config.lora
+    need(0 < optimizer.layer_decay <= 1, f"`optimizer.layer_decay` must be above 0 and at most 1; got {optimizer.layer_decay}.")
+    need(optimizer.head_lr_ratio > 0, f"`optimizer.head_lr_ratio` must be above 0; got {optimizer.head_lr_ratio}.")
+    need(lora.rank >= 0, f"`lora.rank` must be at least 1, or 0 for no adapters; got {lora.rank}.")
+    need(0 <= lora.dropout < 1, f"`lora.dropout` must be at least 0 and below 1; got {lora.dropout}.")
     need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [
         getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")
@@ -240,3 +271,18 @@ def _check(config: RunConfig) -> None:
         config.task is not None or any(w > 0 for w in weights),
         "Nothing to train: every `objectives.*.weight` is 0 and no `task` is set. Give an objective a weight or name a task.",
     )
+
+
+def _check_captions(config: RunConfig) -> None:
+    """Captions that the model is to write start with a token, end with a word, and are read from left to right."""
+    written = config.objectives.captioning.weight > 0 or (config.task is not None and config.task.name == "captioning")
+    for wrong, key in (
+        (config.model.text.captions == "bidirectional", "model.text.captions=causal"),
+        (not config.data.begin, "data.begin=true"),
+        (config.data.pad_captions > 0, "data.pad_captions=0"),
+    ):
+        need(
+            not (written and wrong),
+            f"The captioning objective predicts each token from those before it, which needs {key}. Set it, or "
+            "objectives.captioning.weight=0 and another task.",
+        )

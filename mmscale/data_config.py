@@ -87,6 +87,10 @@ class DataConfig:
     """A transformers tokenizer folder; null takes `tokenizer/` inside the shards folder."""
     max_text_tokens: int = 64
     """Longest text in tokens, the two special tokens included; longer text is cut."""
+    begin: bool = True
+    """Texts start with the tokenizer's begin token. false for SigLIP's text towers, which were trained without."""
+    pad_captions: int = 0
+    """Fill captions up to so many tokens with the tokenizer's pad token, which counts as text, as SigLIP's were to 64; 0 for not."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

@@ -79,7 +79,7 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     source = model_folder(folder)
     transformers.utils.logging.disable_progress_bar()  # of loading weights: a line of noise for a model of any size that fits here
     model = MMScaleModel.from_pretrained(source).to(device).eval()
-    tokenizer = TextTokenizer(source / "tokenizer")
+    tokenizer = TextTokenizer(source / "tokenizer", config.data.begin)
     start = time.perf_counter()
     records = predict_records(model, task, config, tokenizer, samples=command.samples, batch=command.batch, device=device)
     metrics = task.score(records) | {"seconds": time.perf_counter() - start}

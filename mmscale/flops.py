@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmscale.data.batch import IGNORE, Batch
-from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.pairs import negative_candidates
 from mmscale.model.sequences import Entry, Wanted, entries
 from mmscale.objectives import Objective
@@ -62,15 +62,31 @@ def forward_flops(config: MMScaleConfig, batch: Batch, objectives: Sequence[Obje
     hidden = batch.patch_mask_NP.any(1).nonzero().squeeze(1) if wanted.masked_image else batch.image_rows_N[:0]
     images = len(batch.image_rows_N) + len(hidden)
     caption_S, text_S = (s.cu_seqlens_S1.diff().long() for s in (batch.caption, batch.text))
-    d, length = config.hidden_size, config.image_tokens
-    token = 8.0 * d * d + 4.0 * d * config.mlp_size
-    tokens = images * length + len(batch.caption.ids_T) + len(batch.text.ids_T)
-    seen = images * length**2 + (caption_S * (caption_S + 1) // 2).sum() + text_S.square().sum()
-    total = config.unimodal_layers * (tokens * token + 4.0 * d * seen)
+    d, length, text = config.hidden_size, config.image_tokens, config.expert("text")
+    words = len(batch.caption.ids_T) + len(batch.text.ids_T)
+    bidirectional = config.text_tower.captions == "bidirectional"
+    caption_seen = caption_S.square().sum() if bidirectional else (caption_S * (caption_S + 1) // 2).sum()
+    total = config.lower_layers("image") * _layer(config.expert("image"), images * length, images * length**2)
+    total = total + config.lower_layers("text") * _layer(text, words, caption_seen + text_S.square().sum())
     total = total + 2.0 * config.patch_values * d * config.patches * len(batch.image_rows_N)
-    total = total + 2.0 * d * config.projection_size * (len(batch.image_rows_N) + len(caption_S))
+    total = total + 2.0 * config.projection_size * (d * len(batch.image_rows_N) + text.width * len(caption_S))
+    total = total + (2.0 * d * text.width * (words + len(caption_S)) if text.width != d else 0.0)
+    total = total + len(batch.image_rows_N) * _pool(config)
     total = total + _contrastive(config, batch, wanted)
     return float(total + _fusion(config, batch, wanted, hidden))
+
+
+def _layer(shape: ExpertShape, tokens: int, seen: Tensor | int) -> Tensor | float:
+    """A whole layer of one expert over these tokens and query-key pairs."""
+    return tokens * (8.0 * shape.width**2 + 4.0 * shape.width * shape.mlp) + 4.0 * shape.width * seen
+
+
+def _pool(config: MMScaleConfig) -> float:
+    """Attention pooling of one image."""
+    if config.image_tower.pooling != "attention":
+        return 0.0
+    d, length, mlp = config.hidden_size, config.image_tokens, config.expert("image").mlp
+    return 4.0 * d * d * length + 2.0 * d * d + 4.0 * d * length + 4.0 * d * mlp
 
 
 def _contrastive(config: MMScaleConfig, batch: Batch, wanted: Wanted) -> float:
@@ -95,8 +111,8 @@ def _fusion(config: MMScaleConfig, batch: Batch, wanted: Wanted, hidden: Tensor)
             words = words + _labelled(stream.labels_T, stream.cu_seqlens_S1, entry.text_S - first)
     pooled = len(fused.text_S) + len(negatives.text_S) if wanted.matching or wanted.classify else 0
     patches = batch.patch_mask_NP[hidden].sum()
-    rows = words + pooled + patches + len(alone.image_S)
-    rest = 2.0 * d * d + 4.0 * d * config.mlp_size
+    rows = words + pooled + patches + len(alone.image_S) * (1 if config.image_tower.leading_tokens else config.patches)
+    rest = 2.0 * d * d + 4.0 * d * config.expert("image", fused=True).mlp
     layers = config.fusion_layers
     total = layers * (tokens * 6.0 * d * d + 4.0 * d * seen)
     if layers:

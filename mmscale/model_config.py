@@ -2,10 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shards.configfile import need
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextTowerConfig:
+    """What the text expert has of its own; `mmscale model-config FOLDER` prints what a checkpoint needs."""
+
+    layers: int | None = None
+    """Lower layers of text; null: unimodal_layers."""
+    hidden_size: int | None = None
+    """Width of the lower layers of text; null: hidden_size. Where it differs a linear map leads into the fusion layers."""
+    num_heads: int | None = None
+    """Attention heads of the lower layers of text; null: num_heads."""
+    mlp_ratio: float | None = None
+    """Hidden width of text's feed-forward layers over their width; null: mlp_ratio."""
+    norm: Literal["pre", "post"] = "pre"
+    """pre: a norm before each sublayer. post: after the residual sum, as in BERT, and no norm before the caption's projection."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = None
+    """Activation of text's feed-forward layers; null: activation."""
+    layer_norm_eps: float | None = None
+    """Epsilon of text's norms; null: layer_norm_eps."""
+    embedding_norm: bool = True
+    """A norm after the sum of the word and position tables, as in BERT; CLIP and SigLIP have none."""
+    captions: Literal["causal", "bidirectional"] = "causal"
+    """What tokens of the caption stream see in the lower layers: their past (CLIP; captioning needs it) or all (SigLIP)."""
+    projection_bias: bool = False
+    """A bias in the map from captions into the contrastive space; SigLIP has one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageTowerConfig:
+    """What the perception expert has of its own; its width and heads are those of the stack."""
+
+    layers: int | None = None
+    """Lower layers of images; null: unimodal_layers."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] | None = None
+    """Activation of the perception expert's feed-forward layers; null: activation."""
+    layer_norm_eps: float | None = None
+    """Epsilon of the perception expert's norms; null: layer_norm_eps."""
+    embedding_norm: bool = False
+    """A norm after patches and positions are summed, as in CLIP."""
+    leading_tokens: int = 1
+    """Learned tokens before the patches: [CLS], then others that only take part (DeiT's distillation token); 0 is SigLIP-like."""
+    pooling: Literal["cls", "attention"] = "cls"
+    """What the contrastive projection reads: the [CLS] token, or what a learned query gathers from all tokens (SigLIP)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,18 +80,20 @@ class ModelConfig:
     """Width of the contrastive embedding."""
     qk_norm: bool = True
     """RMS-normalise queries and keys (Henry et al. 2020; ViT-22B)."""
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
-    """Activation of the feed-forward layers; BERT and ViT use gelu."""
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    """Activation of the feed-forward layers; BERT and ViT use gelu, SigLIP gelu_tanh, CLIP quick_gelu."""
     dropout: float = 0.0
     """Dropout after attention and feed-forward layers."""
     layer_norm_eps: float = 1e-6
-    """Epsilon of layer normalisation; 1e-12 for BERT- and ViT-initialised models."""
+    """Epsilon of layer normalisation."""
     activation_checkpointing: bool = False
     """Recompute each block in backward: memory of one block against about a third more time."""
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     init_text_from: str | None = None
-    """A local BERT-shaped transformers folder whose weights start the text expert."""
+    """A local transformers folder (BERT, RoBERTa, DistilBERT, CLIP, SigLIP) whose weights start the text expert."""
     init_image_from: str | None = None
-    """A local ViT-shaped transformers folder whose weights start the perception expert."""
+    """A local transformers folder (ViT, DeiT, CLIP, SigLIP, SigLIP 2) whose weights start the perception expert."""
 
     def check(self) -> None:
         """Raise ConfigError for a shape that cannot be built."""
@@ -60,3 +106,10 @@ class ModelConfig:
             f"`model.patch_size` must divide model.image_size = {self.image_size}; got {self.patch_size}.",
         )
         need(min(self.image_std) > 0, f"`model.image_std` must be above 0; got {list(self.image_std)}.")
+        width, heads = self.text.hidden_size or self.hidden_size, self.text.num_heads or self.num_heads
+        need(width % heads == 0, f"`model.text.num_heads` must divide the text's width {width}; got {heads}.")
+        need(
+            self.image.pooling == "attention" or self.image.leading_tokens > 0,
+            "`model.image.pooling=cls` reads the first leading token, and model.image.leading_tokens is 0. "
+            "Set model.image.pooling=attention or leading_tokens to 1.",
+        )

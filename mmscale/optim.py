@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,28 @@ from torch import nn
 from mmscale.config import OptimizerConfig
 from shards.errors import ConfigError
 
+_STACK = re.compile(r"(?:^|\.)(\w+)_layers\.(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)(\w+)_embedding\.")
+
+
+def matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
+    """Names of the parameters that match a pattern (re.search).
+
+    Raises:
+        ConfigError: a pattern that is no regular expression, or that matches nothing.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as e:
+            raise ConfigError(f"`{key}`: {pattern!r} is not a regular expression: {e}.") from e
+        matches = [name for name, _ in model.named_parameters() if expression.search(name)]
+        if not matches:
+            raise ConfigError(f"`{key}`: {pattern!r} matches no parameter. Names look like {_examples(model)}.")
+        found += matches
+    return found
+
 
 def freeze(model: nn.Module, patterns: list[str]) -> list[str]:
     """Stop training the parameters whose name matches a pattern.
@@ -20,30 +42,52 @@ def freeze(model: nn.Module, patterns: list[str]) -> list[str]:
     Raises:
         ConfigError: a pattern that is no regular expression, or that matches nothing.
     """
-    frozen: list[str] = []
-    for pattern in patterns:
-        try:
-            expression = re.compile(pattern)
-        except re.error as e:
-            raise ConfigError(f"`optimizer.freeze`: {pattern!r} is not a regular expression: {e}.") from e
-        matches = [name for name, _ in model.named_parameters() if expression.search(name)]
-        if not matches:
-            raise ConfigError(f"`optimizer.freeze`: {pattern!r} matches no parameter. Names look like {_examples(model)}.")
-        for name in matches:
-            model.get_parameter(name).requires_grad_(False)
-        frozen += matches
+    frozen = matching(model, patterns, "optimizer.freeze")
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
     return frozen
 
 
+def distances(names: Sequence[str]) -> dict[str, int]:
+    """How many layers lie between each parameter and the heads.
+
+    Heads and projections are at 0, the last fusion layer at 1, the last lower layer of every modality just below the fusion layers,
+    its embedding one below its first layer: a tower that is deeper than the other reaches further down.
+    """
+    sizes: dict[str, int] = {}
+    for name in names:
+        if place := _STACK.search(name):
+            sizes[place[1]] = max(sizes.get(place[1], 0), int(place[2]) + 1)
+    fused = sizes.get("fusion", 0)
+    found = {}
+    for name in names:
+        place, embedding = _STACK.search(name), _EMBEDDING.search(name)
+        if place:
+            found[name] = (0 if place[1] == "fusion" else fused) + sizes[place[1]] - int(place[2])
+        else:
+            found[name] = fused + sizes.get(embedding[1], 0) + 1 if embedding else 0
+    return found
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Split the trained parameters into those that decay (matrices) and those that do not (vectors, embeddings)."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    """Split the trained parameters into those that decay (matrices) and those that do not (vectors, embeddings), and by learning rate.
+
+    A group's `lr_factor`, 1 where it is absent, is layer_decay to the power of the layers up to the heads (Clark et al. 2020,
+    ELECTRA, appendix A; Bao et al. 2022, BEiT, appendix H), and head_lr_ratio for heads.
+    """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    for parameter in _trained(model):
-        (plain if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [g for g in groups if g["params"]]
+    below = distances([name for name, _ in model.named_parameters()])
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = config.layer_decay ** below[name] * (1.0 if below[name] else config.head_lr_ratio)
+            plain = parameter.ndim < 2 or id(parameter) in embeddings
+            groups.setdefault((factor, plain), []).append(parameter)
+    found = []
+    for (factor, plain), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1])):
+        group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0 if plain else config.weight_decay}
+        found.append(group if factor == 1.0 else group | {"lr_factor": factor})
+    return found
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -61,10 +105,6 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
     done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     floor = config.min_lr_ratio
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def _trained(model: nn.Module) -> Iterator[nn.Parameter]:
-    return (p for p in model.parameters() if p.requires_grad)
 
 
 def _examples(model: nn.Module) -> str:

@@ -94,7 +94,7 @@ def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
     factors_K = (weights_K / counts_K.clamp(min=1)).float()
     sums = StepSums(counts_K, torch.zeros_like(counts_K), stop=stop, quarantined=quarantined)
     for group in run.engine.optimizer.param_groups:
-        group["lr"] = learning_rate(batch.step, train.steps, run.config.optimizer)
+        group["lr"] = learning_rate(batch.step, train.steps, run.config.optimizer) * group.get("lr_factor", 1.0)
     for index, (micro, objectives) in enumerate(zip(batch.micro, with_global_negatives(run, batch), strict=True)):
         seed_micro_step(train.seed, batch.step, index, world.rank)
         loss, sums_K, logs = run.engine(micro, factors_K, objectives)

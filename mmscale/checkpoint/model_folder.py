@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +21,10 @@ MODEL = "model"
 AVERAGE = "ema"
 """Folder of their moving average, where one is kept."""
 _WEIGHTS = "model.safetensors"
-_UNSEEN_IN_SHAPES = ("num_heads", "activation", "image_mean", "image_std")
+_UNSEEN_IN_SHAPES = (
+    *("num_heads", "activation", "image_mean", "image_std"),
+    *("text.num_heads", "text.activation", "text.norm", "image.activation"),
+)
 """Keys of the model's configuration that weights of equal shapes may differ in and then compute something else."""
 
 
@@ -96,10 +100,19 @@ def init_from(model: PreTrainedModel, checkpoint: Path) -> InitReport:
     theirs = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     ours = json.loads(model.config.to_json_string(use_diff=False))
     for key in _UNSEEN_IN_SHAPES:
-        if key in theirs and theirs[key] != ours[key]:
+        before, now = (_look_up(config, key) for config in (theirs, ours))
+        if before != now and key.split(".")[0] in theirs:
             raise CheckpointError(
-                f"`init_from`: {str(checkpoint)!r} was trained with model.{key} = {theirs[key]}, here it is {ours[key]}. "
+                f"`init_from`: {str(checkpoint)!r} was trained with model.{key} = {before}, here it is {now}. "
                 "Use the same `model` part as that run."
             )
     model.load_state_dict(shared, strict=False)
     return InitReport(tuple(shared), tuple(n for n in saved if n not in shared), tuple(n for n in own if n not in shared))
+
+
+def _look_up(config: dict[str, Any], key: str) -> Any:
+    """The value under a key such as `text.norm`, None where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        value = (value or {}).get(part)
+    return value

@@ -49,6 +49,8 @@ class Collator:
     """Side of a patch in pixels."""
     max_text_tokens: int
     """Longest sequence."""
+    pad_captions: int = 0
+    """Tokens that captions are filled up to."""
     labels: dict[str, int] = field(default_factory=dict)
     """Label to class."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -85,6 +87,7 @@ class Collator:
             image_size=config.model.image_size,
             patch_size=config.model.patch_size,
             max_text_tokens=config.data.max_text_tokens,
+            pad_captions=config.data.pad_captions,
             labels={label: i for i, label in enumerate(vocabulary or ())},
             augment=config.data.augment if training else AugmentConfig(),
             training=training,
@@ -169,7 +172,8 @@ class Collator:
         return encoded
 
     def _caption_stream(self, encoded: Encoded, choice_M4: NDArray[np.float64]) -> TextStream:
-        ids_T, cu_seqlens_S1, rows_S = _concatenate(encoded)
+        pad = [self.tokenizer.pad]
+        ids_T, cu_seqlens_S1, rows_S = _concatenate([(row, ids + pad * (self.pad_captions - len(ids))) for row, ids in encoded])
         labels_T = np.full_like(ids_T, IGNORE)
         labels_T[:-1] = ids_T[1:]
         labels_T[cu_seqlens_S1[1:] - 1] = IGNORE

@@ -21,15 +21,19 @@ class TextTokenizer:
     """A tokenizer with a beginning and an end: `[CLS] ids [SEP]` where the tokenizer has these, else `bos ids eos`.
 
     Attributes:
-        pad, begin, end: ids of special tokens; without one of its own, pad is the end.
+        pad, begin, end: ids of special tokens; without one of its own, pad is the end. begin is None where texts start without.
         mask: id of the mask token, or None.
         vocab_size: one more than the largest id.
         special_ids: ids that stand for no text.
         digest: sha256 of everything that decides the ids.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, begin: bool = True) -> None:
         """Load a folder.
+
+        Args:
+            folder: of a transformers tokenizer.
+            begin: whether texts start with the begin token.
 
         Raises:
             ConfigError: no such folder, no tokenizer in it, or one without `tokenizers` form, beginning or end.
@@ -43,7 +47,8 @@ class TextTokenizer:
                 "`tokenizers` library (a tokenizer.json), or choose another one."
             )
         self._backend = _plain(backend.to_str())
-        self.begin = _first(self.folder, "beginning (cls or bos)", tokenizer.cls_token_id, tokenizer.bos_token_id)
+        first = (tokenizer.cls_token_id, tokenizer.bos_token_id)
+        self.begin = _first(self.folder, "beginning (cls or bos)", *first) if begin else None
         self.end = _first(self.folder, "end (sep or eos)", tokenizer.sep_token_id, tokenizer.eos_token_id)
         self.pad = self.end if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         self.mask: int | None = None if tokenizer.mask_token_id is None else int(tokenizer.mask_token_id)
@@ -62,7 +67,8 @@ class TextTokenizer:
         """
         head = text[: max_tokens * _CHARACTERS_PER_TOKEN]
         ids: list[int] = self._backend.encode(head, add_special_tokens=False).ids
-        return [self.begin, *ids[: max(0, max_tokens - 2)], self.end]
+        begin = [] if self.begin is None else [self.begin]
+        return [*begin, *ids[: max(0, max_tokens - len(begin) - 1)], self.end]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids back into text, without the special tokens."""

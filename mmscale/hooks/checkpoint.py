@@ -15,6 +15,7 @@ from mmscale.checkpoint.state import write_state
 from mmscale.errors import RunError
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
+from mmscale.lora import merged
 from mmscale.run_folder import fsync
 from mmscale.weights import whole_parameters
 
@@ -66,9 +67,10 @@ class CheckpointHook:
 def write_models(run: Run, attempt: Path) -> list[Path]:
     """Write model/, and ema/ where an average is kept, in the transformers layout (all ranks call)."""
     first, model, config = run.world.is_first, run.trainee.model, run.trainee.model.config
-    files = write_model(attempt / MODEL, config, whole_parameters(run.engine, model), run.tokenizer_folder, write=first)
+    lora, tokenizer = run.config.lora, run.tokenizer_folder
+    files = write_model(attempt / MODEL, config, merged(whole_parameters(run.engine, model), lora), tokenizer, write=first)
     if run.average is not None:
-        files += write_model(attempt / AVERAGE, config, run.average.whole(), run.tokenizer_folder, write=first)
+        files += write_model(attempt / AVERAGE, config, merged(run.average.whole(), lora), tokenizer, write=first)
     return files
 
 

@@ -80,7 +80,8 @@ class LogHook:
         mfu = 3 * flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
         record = {"step": info.step, "samples_seen": info.samples_seen, "epoch": info.samples_seen / self.rows, "loss": sum(weighted)}
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
-        record |= {"grad_norm": None if norm is None else float(norm), "lr": self.engine.optimizer.param_groups[0]["lr"]}
+        group = self.engine.optimizer.param_groups[0]
+        record |= {"grad_norm": None if norm is None else float(norm), "lr": group["lr"] / group.get("lr_factor", 1.0)}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
         record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device)}
         record |= {"quarantined": info.sums.quarantined, "skipped_steps": self.guard.total}

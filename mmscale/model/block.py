@@ -1,4 +1,4 @@
-"""Pre-norm Transformer layers. An expert is one modality's weights of a layer; attention mixes whatever a plan joins.
+"""Transformer layers. An expert is one modality's weights of a layer; attention mixes whatever a plan joins.
 
 Shape letters: T tokens, D hidden size, H heads, K width of a head.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmscale.model.attention import Plan
-from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.configuration import ExpertShape, MMScaleConfig
 
 Projected = tuple[Tensor, Tensor, Tensor]
 
@@ -21,33 +21,53 @@ class ResidualLinear(nn.Linear):
     """A linear layer that writes into the residual stream: initialised smaller, by the depth of the stack."""
 
 
-class Expert(nn.Module):
-    """Norms, projections and feed-forward layer of one modality."""
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the activation of CLIP. Source: Hendrycks and Gimpel 2016, section 2."""
 
-    def __init__(self, config: MMScaleConfig) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it to each element."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of this name in the configuration."""
+    return QuickGELU() if name == "quick_gelu" else nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+class Expert(nn.Module):
+    """Norms, projections and feed-forward layer of one modality.
+
+    Norms stand before the sublayers, or after the residual sums (Vaswani et al. 2017, as in BERT).
+    """
+
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape) -> None:
         super().__init__()
-        d = config.hidden_size
-        self.heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        d = shape.width
+        self.heads = shape.heads
+        self.post_norm = shape.post_norm
+        self.attention_norm = nn.LayerNorm(d, eps=shape.eps)
         self.qkv = nn.Linear(d, 3 * d)
-        self.q_norm: nn.Module = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.k_norm: nn.Module = nn.RMSNorm(config.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.q_norm: nn.Module = nn.RMSNorm(d // shape.heads, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.RMSNorm(d // shape.heads, eps=1e-6) if config.qk_norm else nn.Identity()
         self.out = ResidualLinear(d, d)
-        self.mlp_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.up = nn.Linear(d, config.mlp_size)
-        self.act = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
-        self.down = ResidualLinear(config.mlp_size, d)
+        self.mlp_norm = nn.LayerNorm(d, eps=shape.eps)
+        self.up = nn.Linear(d, shape.mlp)
+        self.act = activation(shape.activation)
+        self.down = ResidualLinear(shape.mlp, d)
         self.dropout = nn.Dropout(config.dropout)
 
     def project(self, x_TD: Tensor) -> Projected:
         """Queries, keys and values, each (T, H, K)."""
-        qkv: Tensor = self.qkv(self.attention_norm(x_TD))
+        qkv: Tensor = self.qkv(x_TD if self.post_norm else self.attention_norm(x_TD))
         q, k, v = qkv.view(len(x_TD), 3, self.heads, x_TD.shape[1] // self.heads).unbind(1)
         return self.q_norm(q), self.k_norm(k), v
 
     def combine(self, x_TD: Tensor, attended_THK: Tensor) -> Tensor:
         """The rest of the layer after attention."""
         x_TD = x_TD + self.dropout(self.out(attended_THK.flatten(1)))
+        if self.post_norm:
+            x_TD = self.attention_norm(x_TD)
+            return self.mlp_norm(x_TD + self.dropout(self.down(self.act(self.up(x_TD)))))  # type: ignore[no-any-return]
         x_TD = x_TD + self.dropout(self.down(self.act(self.up(self.mlp_norm(x_TD)))))
         return x_TD
 
@@ -55,9 +75,9 @@ class Expert(nn.Module):
 class UnimodalBlock(nn.Module):
     """A lower layer: one expert, attention within its sequences."""
 
-    def __init__(self, config: MMScaleConfig) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape) -> None:
         super().__init__()
-        self.expert = Expert(config)
+        self.expert = Expert(config, shape)
 
     def forward(self, x_TD: Tensor, plan: Plan) -> Tensor:
         """One layer; (T, D)."""
@@ -69,8 +89,8 @@ class FusionBlock(nn.Module):
 
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
-        self.perception = Expert(config)
-        self.text = Expert(config)
+        self.perception = Expert(config, config.expert("image", fused=True))
+        self.text = Expert(config, config.expert("text", fused=True))
 
     def forward(self, image_TD: Tensor, text_TD: Tensor, plan: Plan, rows: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """One layer over the buffer [image tokens; text tokens].

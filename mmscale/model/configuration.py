@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from mmscale.model_config import ModelConfig
+from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig
 
 SHAPE_KEYS = (
     "hidden_size",
@@ -27,7 +28,23 @@ SHAPE_KEYS = (
     "layer_norm_eps",
     "activation_checkpointing",
 )
-"""Keys taken over from the `model` section of a stage file."""
+"""Keys taken over from the `model` section of a stage file, besides its `text` and `image`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """Shape of one modality's weights in a layer."""
+
+    width: int
+    """D, width of the residual stream there."""
+    heads: int
+    mlp: int
+    """Hidden width of the feed-forward layer."""
+    activation: str
+    eps: float
+    """Epsilon of the norms."""
+    post_norm: bool
+    """Norms follow the residual sums."""
 
 
 class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -51,6 +68,8 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     dropout: float = 0.0
     layer_norm_eps: float = 1e-6
     activation_checkpointing: bool = False
+    text: dict[str, Any] | None = None
+    image: dict[str, Any] | None = None
     vocab_size: int = 1000
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
@@ -61,14 +80,33 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     contrastive_candidates: int = 32768
 
     @property
-    def head_size(self) -> int:
-        """Width of an attention head."""
-        return self.hidden_size // self.num_heads
+    def text_tower(self) -> TextTowerConfig:
+        """What the text expert has of its own."""
+        return TextTowerConfig(**(self.text or {}))
 
     @property
-    def mlp_size(self) -> int:
-        """Hidden width of a feed-forward layer."""
-        return int(self.hidden_size * self.mlp_ratio)
+    def image_tower(self) -> ImageTowerConfig:
+        """What the perception expert has of its own."""
+        return ImageTowerConfig(**(self.image or {}))
+
+    def lower_layers(self, modality: Literal["text", "image"]) -> int:
+        """Lower layers of a modality."""
+        own = (self.text_tower if modality == "text" else self.image_tower).layers
+        return self.unimodal_layers if own is None else own
+
+    def expert(self, modality: Literal["text", "image"], fused: bool = False) -> ExpertShape:
+        """Shape of a modality's weights in the lower layers, or in the fusion layers, where all have one width and as many heads."""
+        tower = self.text_tower if modality == "text" else self.image_tower
+        text = tower if isinstance(tower, TextTowerConfig) else TextTowerConfig()
+        width = self.hidden_size if fused or text.hidden_size is None else text.hidden_size
+        return ExpertShape(
+            width=width,
+            heads=self.num_heads if fused or text.num_heads is None else text.num_heads,
+            mlp=int(width * (self.mlp_ratio if text.mlp_ratio is None else text.mlp_ratio)),
+            activation=self.activation if tower.activation is None else tower.activation,
+            eps=self.layer_norm_eps if tower.layer_norm_eps is None else tower.layer_norm_eps,
+            post_norm=text.norm == "post",
+        )
 
     @property
     def patches(self) -> int:
@@ -77,8 +115,8 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of an image: its [CLS] and its patches."""
-        return self.patches + 1
+        """Tokens of an image: [CLS] and other leading ones, and its patches."""
+        return self.patches + self.image_tower.leading_tokens
 
     @property
     def patch_values(self) -> int:
@@ -106,6 +144,8 @@ def mmscale_config(
     shape: dict[str, Any] = {key: getattr(model, key) for key in SHAPE_KEYS}
     return MMScaleConfig(
         **shape,
+        text=asdict(model.text),
+        image=asdict(model.image),
         vocab_size=vocab_size,
         pad_token_id=special_ids.get("pad"),
         bos_token_id=special_ids.get("begin"),

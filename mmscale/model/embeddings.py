@@ -1,6 +1,7 @@
 """From pixels and token ids to the first hidden states of the two experts.
 
-Shape letters: N images, P patches, L = P + 1 image tokens, T text tokens, D hidden size, C values of a patch, G grid side.
+Shape letters: N images, P patches, K leading tokens, L = K + P image tokens, T text tokens, D hidden size, C values of a patch,
+G grid side.
 """
 
 from __future__ import annotations
@@ -31,25 +32,26 @@ def standardize(values_NPC: Tensor, mean: Sequence[float], std: Sequence[float],
     return torch.cat([part.to(dtype) * (1 / (255 * s)) - m / s for part, m, s in colours], dim=-1)
 
 
-def resize_positions(positions_LD: Tensor, patches: int) -> Tensor:
+def resize_positions(positions_LD: Tensor, patches: int, leading: int = 1, mode: str = "bicubic") -> Tensor:
     """Interpolate learned 2-D position embeddings to another number of patches.
 
     Args:
-        positions_LD: [CLS] row, then a square grid, row after row.
+        positions_LD: rows of leading tokens such as [CLS], then a square grid, row after row.
         patches: patches of the new square grid.
-
-    Source: Dosovitskiy et al. 2021, section 3.2.
+        leading: rows before the grid; they stay as they are.
+        mode: bicubic (Dosovitskiy et al. 2021, section 3.2) or bilinear (Tschannen et al. 2025, SigLIP 2, section 2.2).
     """
-    if len(positions_LD) == patches + 1:
+    if len(positions_LD) == patches + leading:
         return positions_LD
-    old, new = int((len(positions_LD) - 1) ** 0.5), int(patches**0.5)
-    grid_1DGG = positions_LD[1:].T.reshape(1, -1, old, old)
-    grid_1DGG = F.interpolate(grid_1DGG.float(), size=(new, new), mode="bicubic", align_corners=False, antialias=new < old)
-    return torch.cat([positions_LD[:1], grid_1DGG.to(positions_LD.dtype).flatten(2)[0].T])
+    old, new = int((len(positions_LD) - leading) ** 0.5), int(patches**0.5)
+    grid_1DGG = positions_LD[leading:].T.reshape(1, -1, old, old)
+    antialias = new < old or mode == "bilinear"
+    grid_1DGG = F.interpolate(grid_1DGG.float(), size=(new, new), mode=mode, align_corners=False, antialias=antialias)
+    return torch.cat([positions_LD[:leading], grid_1DGG.to(positions_LD.dtype).flatten(2)[0].T])
 
 
 class ImageEmbedding(nn.Module):
-    """Linear patch embedding, a [CLS] token, learned 2-D positions, and a learned token for hidden patches."""
+    """Linear patch embedding, [CLS] and other leading tokens, learned 2-D positions, and a learned token for hidden patches."""
 
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
@@ -57,9 +59,12 @@ class ImageEmbedding(nn.Module):
         self.mean, self.std = tuple(config.image_mean), tuple(config.image_std)
         self.patch_weight = nn.Parameter(torch.empty(config.hidden_size, config.patch_values))
         self.patch_bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        tower, shape = config.image_tower, config.expert("image")
+        self.leading = tower.leading_tokens
+        self.cls_token = nn.Parameter(torch.empty(1, self.leading, config.hidden_size))
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size))
+        self.norm: nn.Module = nn.LayerNorm(config.hidden_size, eps=shape.eps) if tower.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor) -> Tensor:
@@ -77,22 +82,23 @@ class ImageEmbedding(nn.Module):
         x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
-        cls_N1D = (self.cls_token + self.positions[:1]).expand(len(x_NPD), -1, -1)
-        embedded: Tensor = self.dropout(torch.cat([cls_N1D, x_NPD + self.positions[1:]], dim=1))
+        cls_NKD = (self.cls_token + self.positions[: self.leading]).expand(len(x_NPD), -1, -1)
+        embedded: Tensor = self.dropout(self.norm(torch.cat([cls_NKD, x_NPD + self.positions[self.leading :]], dim=1)))
         return embedded
 
 
 class TextEmbedding(nn.Module):
-    """Word and position tables, and a norm after their sum (Devlin et al. 2019).
+    """Word and position tables, and, unless `text.embedding_norm` is off, a norm after their sum (Devlin et al. 2019).
 
     The norm lets the tables be small, so that a rare word learns fast, while the residual stream starts as large as what layers add to it.
     """
 
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_text_tokens, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        shape = config.expert("text")
+        self.words = nn.Embedding(config.vocab_size, shape.width)
+        self.positions = nn.Embedding(config.max_text_tokens, shape.width)
+        self.norm: nn.Module = nn.LayerNorm(shape.width, eps=shape.eps) if config.text_tower.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids_T: Tensor, offsets_T: Tensor) -> Tensor:

@@ -42,10 +42,9 @@ class CachedDecoder:
         config = model.config
         self.image_keys: list[tuple[Tensor, Tensor]] = []
         self._read_images(batch)
-        weight = model.language_head.weight
-        shape = (len(batch.image_rows_N) * beams, config.num_heads, longest, config.head_size)
-        layers = config.unimodal_layers + config.fusion_layers
-        self.cache = [(weight.new_empty(shape), weight.new_empty(shape)) for _ in range(layers)]
+        weight, rows = model.language_head.weight, len(batch.image_rows_N) * beams
+        shapes = [config.expert("text")] * config.lower_layers("text") + [config.expert("text", fused=True)] * config.fusion_layers
+        self.cache = [(weight.new_empty(s), weight.new_empty(s)) for s in ((rows, e.heads, longest, e.width // e.heads) for e in shapes)]
 
     def _read_images(self, batch: Batch) -> None:
         """Run the images through both stacks; keep their keys and values in the fusion layers, (B, H, L, K) each."""
@@ -66,8 +65,12 @@ class CachedDecoder:
                 values[:, :, : self.length] = values[origin_B, :, : self.length]
         model = self.model
         x_BD = model.text_embedding(ids_B, torch.full_like(ids_B, self.length))
-        images = [*[None] * model.config.unimodal_layers, *self.image_keys]
-        for expert, cache, image in zip(model.text_experts(), self.cache, images, strict=True):
+        lower = model.config.lower_layers("text")
+        experts = model.text_experts()
+        for expert, cache in zip(experts[:lower], self.cache[:lower], strict=True):
+            x_BD = self._layer(expert, x_BD, cache, None)
+        x_BD = model.text_bridge(x_BD)
+        for expert, cache, image in zip(experts[lower:], self.cache[lower:], self.image_keys, strict=True):
             x_BD = self._layer(expert, x_BD, cache, image)
         self.length += 1
         logits_BV: Tensor = model.language_head(x_BD)[0]
@@ -97,8 +100,13 @@ def generate(model: MMScaleModel, batch: Batch, *, max_new_tokens: int, beams: i
         A list of token ids an image, in the order of the images, without the begin and end tokens.
 
     Raises:
-        ConfigError: the model was trained with a tokenizer that has no begin or no end token.
+        ConfigError: the model was trained with a tokenizer that has no begin or no end token, or its captions see their future.
     """
+    if model.config.text_tower.captions == "bidirectional":
+        raise ConfigError(
+            "The model cannot generate captions: with `model.text.captions=bidirectional` a token sees what comes after it. "
+            "Train with model.text.captions=causal and the captioning objective."
+        )
     begin, end = model.config.bos_token_id, model.config.eos_token_id
     if begin is None or end is None:
         raise ConfigError(

@@ -13,22 +13,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.attention import padded_attention
+from mmscale.model.block import activation
+from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.cross_entropy import linear_cross_entropy
 
 
 class Projection(nn.Module):
-    """Final norm of a lower stack, and the linear map into the contrastive space."""
+    """Final norm of a lower stack, and the linear map into the contrastive space. A post-norm stack needs no final norm."""
 
-    def __init__(self, config: MMScaleConfig) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, bias: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.linear = nn.Linear(config.hidden_size, config.projection_size, bias=False)
+        self.norm: nn.Module = nn.Identity() if shape.post_norm else nn.LayerNorm(shape.width, eps=shape.eps)
+        self.linear = nn.Linear(shape.width, config.projection_size, bias=bias)
 
     def forward(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
         """The normed states (R, D), and unit vectors in fp32 (R, projection size)."""
         normed = self.norm(x_RD)
         return normed, F.normalize(self.linear(normed).float(), dim=-1)
+
+
+class AttentionPool(nn.Module):
+    """A learned query gathers from all tokens of an image. Source: Zhai et al. 2022 (Scaling Vision Transformers), section 3.2."""
+
+    def __init__(self, shape: ExpertShape) -> None:
+        super().__init__()
+        d = shape.width
+        self.heads = shape.heads
+        self.probe = nn.Parameter(torch.empty(1, d))
+        self.q = nn.Linear(d, d)
+        self.kv = nn.Linear(d, 2 * d)
+        self.out = nn.Linear(d, d)
+        self.norm = nn.LayerNorm(d, eps=shape.eps)
+        self.up = nn.Linear(d, shape.mlp)
+        self.act = activation(shape.activation)
+        self.down = nn.Linear(shape.mlp, d)
+
+    def forward(self, x_NLD: Tensor) -> Tensor:
+        """One state an image, (N, D)."""
+        n, length, d = x_NLD.shape
+        q_NH1K = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(n, -1, -1, -1)
+        k_NHLK, v_NHLK = self.kv(x_NLD).view(n, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        gathered_ND: Tensor = self.out(padded_attention(q_NH1K, k_NHLK, v_NHLK, None).reshape(n, d))
+        return gathered_ND + self.down(self.act(self.up(self.norm(gathered_ND))))  # type: ignore[no-any-return]
+
+
+class PooledProjection(Projection):
+    """The same of a stack without a [CLS] token: norm, attention pooling, linear map."""
+
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape) -> None:
+        super().__init__(config, shape)
+        self.pool = AttentionPool(shape)
+
+    def forward(self, x_NLD: Tensor) -> tuple[Tensor, Tensor]:
+        """The pooled states (N, D) of whole images, and unit vectors in fp32 (N, projection size)."""
+        pooled_ND = self.pool(self.norm(x_NLD))
+        return pooled_ND, F.normalize(self.linear(pooled_ND).float(), dim=-1)
 
 
 class ContrastiveScale(nn.Module):

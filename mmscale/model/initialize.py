@@ -11,7 +11,7 @@ from transformers import initialization
 from mmscale.model.block import ResidualLinear
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding
-from mmscale.model.heads import ContrastiveScale, LanguageHead, OutputLinear
+from mmscale.model.heads import AttentionPool, ContrastiveScale, LanguageHead, OutputLinear
 
 IMAGE_TABLE_STD = 0.5
 """Of image positions, [CLS] and mask token: patches of pixels in [-1, 1] come out of their embedding with a root mean square of up to 1."""
@@ -44,6 +44,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
         for weight in (module.cls_token, module.mask_token, module.positions):
             _truncated(weight, IMAGE_TABLE_STD)
         initialization.zeros_(module.patch_bias)
+    elif isinstance(module, AttentionPool):
+        _truncated(module.probe, 1 / math.sqrt(module.probe.shape[1]))
     elif isinstance(module, LanguageHead):
         _truncated(module.weight, std)
         initialization.zeros_(module.bias)

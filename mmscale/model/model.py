@@ -3,7 +3,7 @@
 One forward serves every objective. Every module runs exactly once in it, on every rank, whatever the batch holds: what is not
 there is an empty slice, which keeps the graph. So ZeRO-3 gathers the same weights in the same order everywhere.
 
-Shape letters: M samples, N images, P patches, L = P + 1 image tokens, S sequences, U text tokens, D hidden size, E projection size.
+Shape letters: M samples, N images, P patches, L image tokens, S sequences, U text tokens, D hidden size, E projection size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmscale.model.attention import dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding, TextEmbedding
-from mmscale.model.heads import ContrastiveScale, LanguageHead, NormHead, Projection
+from mmscale.model.heads import ContrastiveScale, LanguageHead, NormHead, PooledProjection, Projection
 from mmscale.model.initialize import initialize_module
 from mmscale.model.pairs import draw_negatives, offsets_in_sequences
 from mmscale.model.pretrained import LoadReport, load_towers
@@ -49,11 +49,15 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.image_embedding = ImageEmbedding(config)
         self.text_embedding = TextEmbedding(config)
-        self.image_layers = nn.ModuleList(UnimodalBlock(config) for _ in range(config.unimodal_layers))
-        self.text_layers = nn.ModuleList(UnimodalBlock(config) for _ in range(config.unimodal_layers))
+        image, text = config.expert("image"), config.expert("text")
+        self.image_layers = nn.ModuleList(UnimodalBlock(config, image) for _ in range(config.lower_layers("image")))
+        self.text_layers = nn.ModuleList(UnimodalBlock(config, text) for _ in range(config.lower_layers("text")))
+        bridged = text.width != config.hidden_size
+        self.text_bridge: nn.Module = nn.Linear(text.width, config.hidden_size) if bridged else nn.Identity()
         self.fusion_layers = nn.ModuleList(FusionBlock(config) for _ in range(config.fusion_layers))
-        self.image_projection = Projection(config)
-        self.caption_projection = Projection(config)
+        pooled = config.image_tower.pooling == "attention"
+        self.image_projection: Projection = PooledProjection(config, image) if pooled else Projection(config, image)
+        self.caption_projection = Projection(config, text, bias=config.text_tower.projection_bias)
         self.contrastive_scale = ContrastiveScale()
         self.language_head = LanguageHead(config)
         self.matching_head = NormHead(config, 1)
@@ -81,7 +85,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         negatives = self._negatives(batch, wanted, lower)
         seqs = arrange(entries(batch, wanted, negatives, hidden), lower.text_offsets, self.config.image_tokens, lower.text_UD.dtype)
         labels_U = torch.cat([batch.caption.labels_T, batch.text.labels_T])
-        rows = readout(seqs, labels_U, batch.patch_mask_NP, hidden, wanted)
+        rows = readout(seqs, labels_U, batch.patch_mask_NP, hidden, wanted, self.config.image_tower.leading_tokens)
         image_RD, text_RD = self.upper(lower, seqs, rows)
         return read_heads(self, batch, wanted, lower, (seqs, rows, hidden), (image_RD, text_RD))
 
@@ -89,9 +93,10 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         """Run both lower stacks: all images and those with hidden patches once more, causal captions, bidirectional texts."""
         image_NLD = self.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, hidden)
         text_UD, text_offsets = self.lower_text(batch.caption, batch.text)
-        _, image_NE = self.image_projection(image_NLD[: len(batch.image_rows_N), 0])
+        _, image_NE = self.project_images(image_NLD[: len(batch.image_rows_N)])
         ends_S = batch.caption.cu_seqlens_S1[1:].long() - 1
         caption_SD, caption_SE = self.caption_projection(text_UD.index_select(0, ends_S))
+        text_UD, caption_SD = self._bridge(text_UD, caption_SD)
         scale, bias = self.contrastive_scale()
         return Lower(image_NLD, text_UD, text_offsets, image_NE, caption_SD, caption_SE, scale, bias)
 
@@ -104,17 +109,34 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
             x_TD = run_block(block, self._recompute, x_TD, plan)
         return x_TD.view(shape)
 
+    def project_images(self, image_NLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool the lower stack's states of images: the normed states (N, D), and unit vectors in fp32 (N, E)."""
+        pooled: tuple[Tensor, Tensor] = self.image_projection(
+            image_NLD if isinstance(self.image_projection, PooledProjection) else image_NLD[:, 0]
+        )
+        return pooled
+
+    def _bridge(self, text_UD: Tensor, caption_SD: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring the states of a text tower of another width to the width of the fusion layers, in one call."""
+        if isinstance(self.text_bridge, nn.Identity):
+            return text_UD, caption_SD
+        bridged: Tensor = self.text_bridge(torch.cat([text_UD, caption_SD]))
+        return bridged[: len(text_UD)], bridged[len(text_UD) :]
+
     def lower_text(self, causal: TextStream, bidirectional: TextStream) -> tuple[Tensor, Tensor]:
         """The text expert's lower stack over both streams, one after the other.
 
+        The first is causal unless `text.captions` is bidirectional.
+
         Returns:
-            (U, D) states, and the int64 offsets of all sequences.
+            (U, width of text) states, and the int64 offsets of all sequences.
         """
         ids_U = torch.cat([causal.ids_T, bidirectional.ids_T])
         offsets_U = torch.cat([offsets_in_sequences(causal), offsets_in_sequences(bidirectional)])
         x_UD: Tensor = self.text_embedding(ids_U, offsets_U)
         lengths = [s.cu_seqlens_S1.diff().long() for s in (causal, bidirectional)]
-        lengths_S, prefix_S = torch.cat(lengths), torch.cat([torch.zeros_like(lengths[0]), lengths[1]])
+        first = lengths[0] if self.config.text_tower.captions == "bidirectional" else torch.zeros_like(lengths[0])
+        lengths_S, prefix_S = torch.cat(lengths), torch.cat([first, lengths[1]])
         plan = ragged_plan(lengths_S, prefix_S, None, x_UD.dtype)
         for block in self.text_layers:
             x_UD = run_block(block, self._recompute, x_UD, plan)
@@ -154,14 +176,13 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         return [b.perception for b in _blocks(self.fusion_layers, FusionBlock)]
 
     def load_pretrained_towers(self, config: ModelConfig) -> list[LoadReport]:
-        """Start the experts from the local BERT- and ViT-shaped checkpoints that the configuration names."""
+        """Start the experts from the local transformers checkpoints that the configuration names."""
         return load_towers(self, config)
 
     def embed_images(self, batch: Batch) -> Tensor:
         """Unit vectors of the batch's images, fp32 (N, E)."""
         image_NLD = self.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, batch.image_rows_N[:0])
-        embedding_NE: Tensor = self.image_projection(image_NLD[:, 0])[1]
-        return embedding_NE
+        return self.project_images(image_NLD)[1]
 
     def embed_captions(self, batch: Batch) -> Tensor:
         """Unit vectors of the batch's captions (causal stream), fp32 (S, E)."""

@@ -63,7 +63,9 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
     match_RD = match_RD if wanted.matching else match_RD[:0]
     match_R = model.matching_head(match_RD).squeeze(1)
     alone = seqs.bounds[ALONE + 1] - seqs.bounds[ALONE]
-    patch_RD, alone_RD = image_RD.tensor_split([len(image_RD) - alone])
+    read = 1 if model.config.image_tower.leading_tokens else model.config.patches
+    patch_RD, alone_RD = image_RD.tensor_split([len(image_RD) - alone * read])
+    alone_RD = alone_RD if read == 1 else alone_RD.view(alone, read, -1).mean(1)
     prediction, target, patch_outputs = _patches(model, batch, wanted, lower, hidden, patch_RD)
     classes = _classes(model, batch, wanted, lower, (fused_rows, first_RD, alone_RD))
     zero = connected_zero(lower.image_NLD, lower.text_UD, lower.image_NE, lower.caption_SE, lower.scale, lower.bias, image_RD, text_RD)
@@ -94,7 +96,7 @@ def _patches(
     mask_NP = batch.patch_mask_NP[hidden]
     with torch.no_grad():
         if wanted.features:
-            target_RC = lower.image_NLD[hidden][:, 1:][mask_NP].float()
+            target_RC = lower.image_NLD[hidden][:, model.config.image_tower.leading_tokens :][mask_NP].float()
         else:
             target_RC = patchify(batch.pixels_NCHW[hidden], model.config.patch_size)[mask_NP].float()
         target_RC = torch.nn.functional.layer_norm(target_RC, target_RC.shape[-1:])
@@ -102,7 +104,7 @@ def _patches(
 
 
 def _classes(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, pooled: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    """Logits of the task heads: of the fused text's first token, else of the image alone, else of the caption's last token."""
+    """Logits of the task heads: of the fused text's first token, else an image ([CLS] or the patches' mean), else the caption's end."""
     fused_rows, first_RD, alone_RD = pooled
     size = batch.size
     if not wanted.classify:

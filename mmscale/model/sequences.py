@@ -66,7 +66,7 @@ class Sequences:
     tokens_T: Tensor
     """Text token of the lower stack that comes next in the buffer."""
     first_image_row_S: Tensor
-    """Buffer row of each sequence's image [CLS], among the image rows; of no meaning without an image."""
+    """Buffer row of each sequence's first image token, among the image rows; of no meaning without an image."""
     first_text_row_S: Tensor
     """Buffer row of each sequence's first token, among the text rows; of no meaning without a text."""
     bounds: list[int]
@@ -161,7 +161,7 @@ class Readout:
     """The rows of the upper stack that heads read, laid out one kind after the other."""
 
     image_rows: Tensor
-    """Hidden patches, then the [CLS] of images alone."""
+    """Hidden patches, then the [CLS] of images alone (all their patches where there is no [CLS])."""
     text_rows: Tensor
     """Caption tokens with a label, masked tokens, first tokens of FUSED, first tokens of NEGATIVES."""
     sizes: list[int]
@@ -170,7 +170,7 @@ class Readout:
     """Labels of the first two kinds."""
 
 
-def readout(seqs: Sequences, labels_U: Tensor, mask_NP: Tensor, hidden: Tensor, wanted: Wanted) -> Readout:
+def readout(seqs: Sequences, labels_U: Tensor, mask_NP: Tensor, hidden: Tensor, wanted: Wanted, leading: int = 1) -> Readout:
     """Find the rows that heads read.
 
     Args:
@@ -179,6 +179,7 @@ def readout(seqs: Sequences, labels_U: Tensor, mask_NP: Tensor, hidden: Tensor, 
         mask_NP: hidden patches of each image.
         hidden: images that have hidden patches.
         wanted: the objectives.
+        leading: tokens of an image before its patches; with none, all patches of images alone are read.
     """
     labels_T = labels_U[seqs.tokens_T]
     found = []
@@ -190,7 +191,10 @@ def readout(seqs: Sequences, labels_U: Tensor, mask_NP: Tensor, hidden: Tensor, 
     if not (wanted.matching or wanted.classify):
         first[0] = first[0][:0]
     patch = mask_NP[hidden].nonzero()
-    patch_rows = seqs.first_image_row_S[seqs.entry(MASKED)][patch[:, 0]] + 1 + patch[:, 1]
-    image_rows = torch.cat([patch_rows, seqs.first_image_row_S[seqs.entry(ALONE)]])
+    patch_rows = seqs.first_image_row_S[seqs.entry(MASKED)][patch[:, 0]] + leading + patch[:, 1]
+    alone = seqs.first_image_row_S[seqs.entry(ALONE)]
+    if not leading:
+        alone = (alone[:, None] + torch.arange(mask_NP.shape[1], device=alone.device)).flatten()
+    image_rows = torch.cat([patch_rows, alone])
     text = [*found, *first]
     return Readout(image_rows, torch.cat(text), [len(t) for t in text], labels_T[torch.cat(found)])

@@ -60,6 +60,15 @@ def test_the_causal_stream_predicts_the_next_token(tmp_path):
     assert 0.5 < batch.caption.fuse_S.float().mean() < 0.7
 
 
+def test_captions_are_filled_up_with_padding_that_counts_as_text(tmp_path):
+    plain, padded = (build(tmp_path, tmp_path, data={"pad_captions": n})(examples()) for n in (0, 7))
+    assert padded.caption.cu_seqlens_S1.diff().tolist() == [7] * len(plain.caption.rows_S)
+    whole = sequences(padded.caption)
+    for row, ids in sequences(plain.caption).items():
+        assert whole[row] == ids + [0] * (7 - len(ids))
+    assert torch.equal(padded.text.ids_T, plain.text.ids_T)
+
+
 def test_masking_is_berts_and_spares_the_special_tokens(tmp_path):
     made = build(tmp_path, tmp_path, objectives={"masked_language": {"fraction": 1.0}})
     many = [Example(p, f"s{p}", captions=[" ".join(["red"] * 30)]) for p in range(2000)]

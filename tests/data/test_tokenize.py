@@ -27,6 +27,13 @@ def test_long_text_is_cut_and_keeps_its_end(tmp_path):
     assert tokenizer.encode("blue " * 1_000_000, 4) == [2, 7, 7, 3]
 
 
+def test_texts_may_start_without_a_begin_token(tmp_path):
+    tokenizer = TextTokenizer(tokenizer_folder(tmp_path), begin=False)
+    assert tokenizer.begin is None
+    assert tokenizer.encode("red " * 100, 4) == [5, 5, 5, 3]
+    assert tokenizer.digest != TextTokenizer(tmp_path).digest
+
+
 def test_a_gpt_like_tokenizer_uses_its_end_of_text(tmp_path):
     backend = Tokenizer(models.WordLevel({"<end>": 0, "red": 1, "<unk>": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

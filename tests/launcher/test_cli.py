@@ -4,8 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, ViTConfig
 
 from launcher.cli import split_words
+from mmscale.config import load_run_config
 from tests.launcher.launching import MMSCALE, REPO, write_stage
 from tests.shards.tars import make_data_set
 
@@ -31,6 +33,7 @@ def test_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
         (("launch", "{stage}", "train.steps=many"), 2, "train.steps"),
         (("launch", "{stage}", "--ranks-per-node", "3"), 2, "`train.global_batch` must divide by the ranks, 3; got 8. Use 6 or 9."),
         (("launch", "{stage}", "--hostfile", "nowhere"), 2, "The hostfile 'nowhere' cannot be read"),
+        (("model-config", "nowhere"), 2, "must be a local transformers folder with a config.json; 'nowhere' is not."),
         (("runs", "show", "{folder}"), 1, "is not a run folder"),
         (("checkpoints", "verify", "{folder}"), 1, "has no committed checkpoint"),
         (("shards", "write", "source=folder"), 2, "`out` is required"),
@@ -86,3 +89,18 @@ def test_repair_says_what_it_did_and_fails_where_it_could_not(tmp_path: Path) ->
     done = mmscale("shards", "verify", str(base), "--full", "--repair", "--from", str(tmp_path))
     assert done.stdout.startswith(f"repaired  s-000.tar: fetched again from {tmp_path}; the tar was missing.")
     assert done.returncode == 0
+
+
+def test_model_config_prints_a_part_that_can_be_used(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 96, "num_hidden_layers": 3}
+    BertConfig(**shape, vocab_size=40, max_position_embeddings=16).save_pretrained(tmp_path / "bert")
+    ViTConfig(**shape | {"hidden_size": 64}, image_size=16, patch_size=8).save_pretrained(tmp_path / "vit")
+    done = mmscale("model-config", tmp_path / "bert", tmp_path / "vit")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "part.yaml").write_text(done.stdout)
+    stage = write_stage(tmp_path)
+    model = load_run_config(stage, [f"model={tmp_path / 'part.yaml'}", "data.max_text_tokens=16"]).model
+    assert (model.hidden_size, model.text.hidden_size, model.unimodal_layers, model.mlp_ratio) == (64, 32, 3, 1.5)
+    assert (model.text.norm, model.text.mlp_ratio, model.layer_norm_eps, model.qk_norm) == ("post", 3.0, 1e-12, False)
+    assert (model.init_text_from, model.init_image_from) == (str(tmp_path / "bert"), str(tmp_path / "vit"))
+    assert f"data.tokenizer={tmp_path / 'bert'}" in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,9 +48,10 @@ class UncachedDecoder:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("text", [{}, {"hidden_size": 16, "num_heads": 1, "layers": 3, "norm": "post"}])
 @pytest.mark.parametrize("layers", [(2, 2), (0, 2), (2, 0)])
-def test_cached_decoding_equals_the_uncached_forward(beams: int, layers: tuple[int, int]) -> None:
-    model = tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1]).eval()
+def test_cached_decoding_equals_the_uncached_forward(beams: int, layers: tuple[int, int], text: dict[str, Any]) -> None:
+    model = tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1], text=text).eval()
     batch = make_batch([*random_rows(3), Row(image=False), Row(caption=None, text=None)])
     got = generate(model, batch, max_new_tokens=8, beams=beams)
     with torch.no_grad():
@@ -82,3 +85,8 @@ def test_a_tokenizer_without_end_token_is_refused() -> None:
     model.config.eos_token_id = None
     with pytest.raises(ConfigError, match="no begin or no end token"):
         generate(model, make_batch(random_rows(1)), max_new_tokens=3)
+
+
+def test_captions_that_see_their_future_are_not_generated() -> None:
+    with pytest.raises(ConfigError, match=r"with `model\.text\.captions=bidirectional` a token sees what comes after it"):
+        generate(tiny_model(text={"captions": "bidirectional"}), make_batch(random_rows(1)), max_new_tokens=3)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from mmscale.config import RunConfig
 from mmscale.data.batch import IGNORE, Batch, TextStream
 from mmscale.model import MMScaleConfig, MMScaleModel, mmscale_config
-from mmscale.model_config import ModelConfig
+from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from mmscale.objectives import Objective, build_objectives
 from mmscale.objectives_config import ObjectiveConfig, ObjectivesConfig, TaskConfig
 
@@ -42,8 +42,9 @@ def tiny_config(**changes: Any) -> MMScaleConfig:
         "max_text_tokens": 24,
         "projection_size": 16,
     }
+    towers = {"text": TextTowerConfig(**changes.pop("text", {})), "image": ImageTowerConfig(**changes.pop("image", {}))}
     return mmscale_config(
-        ModelConfig(**{**shape, **changes}), VOCAB, {"pad": 0, "begin": BEGIN, "end": END, "mask": MASK}, {"label": CLASSES}
+        ModelConfig(**{**shape, **towers, **changes}), VOCAB, {"pad": 0, "begin": BEGIN, "end": END, "mask": MASK}, {"label": CLASSES}
     )
 
 

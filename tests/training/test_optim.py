@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from mmscale.config import OptimizerConfig
-from mmscale.optim import freeze, learning_rate, parameter_groups
+from mmscale.optim import distances, freeze, learning_rate, parameter_groups
 from shards.errors import ConfigError
+from tests.model.tiny import tiny_model
+
+POSITIONS = "text_embedding.positions.weight"
 
 
 def model() -> nn.Module:
@@ -49,3 +52,28 @@ def test_every_trained_parameter_is_in_one_group() -> None:
     assert sorted(ids) == sorted(id(p) for p in net.parameters())
     assert isinstance(net["words"], nn.Embedding)
     assert torch.is_tensor(net["words"].weight)
+
+
+def test_layers_are_counted_from_the_heads_down_for_each_tower() -> None:
+    names = ["image_embedding.cls_token", "image_layers.0.up", "image_layers.2.up", "text_embedding.words", "model.text_layers.0.up"]
+    names += ["fusion_layers.0.text.up", "model.fusion_layers.1.text.up", "image_projection.linear", "task_heads.label.linear"]
+    assert list(distances(names).values()) == [6, 5, 3, 4, 3, 2, 1, 0, 0]
+
+
+def test_the_rate_of_a_group_falls_with_the_depth_of_its_layer() -> None:
+    net = tiny_model(unimodal_layers=1, fusion_layers=1)
+    groups = parameter_groups(net, OptimizerConfig(layer_decay=0.5, head_lr_ratio=3.0))
+    names = {id(p): name for name, p in net.named_parameters()}
+    factors = {names[id(p)]: g.get("lr_factor", 1.0) for g in groups for p in g["params"]}
+    assert len(factors) == len(names)
+    assert factors["matching_head.linear.weight"] == factors["image_projection.norm.bias"] == 3.0
+    assert factors["fusion_layers.0.text.qkv.weight"] == 0.5
+    assert factors["text_layers.0.expert.qkv.bias"] == 0.25
+    assert factors["image_embedding.patch_weight"] == 0.125
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {n for n, p in net.named_parameters() if p.ndim > 1 and n not in ("text_embedding.words.weight", POSITIONS)}
+
+
+def test_without_factors_there_are_the_two_plain_groups() -> None:
+    groups = parameter_groups(tiny_model(), OptimizerConfig())
+    assert [sorted(g) for g in groups] == [["params", "weight_decay"]] * 2

@@ -1,0 +1,67 @@
+"""Low-rank adapters by peft: put into the model's linear layers for training, merged into them in what a checkpoint shows to others.
+
+Source: Hu et al. 2022 (LoRA), section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from torch import Tensor, nn
+
+from mmscale.config import LoraConfig
+from mmscale.optim import matching
+from shards.errors import ConfigError
+
+TASK_HEADS = "task_heads."
+
+
+def add_adapters(model: nn.Module, config: LoraConfig) -> str:
+    """Put adapters into a model, in place, and freeze everything else but the task heads and what `lora.train` names.
+
+    A new adapter adds zero. peft replaces the modules themselves and not the model around them, whose forward takes packed batches.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        ConfigError: peft is not installed, or nothing matches.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError("`lora.rank` needs the package peft. Install it: pip install 'mmscale[lora]'.")
+    import peft
+
+    trained = matching(model, config.train, "lora.train") + [name for name, _ in model.named_parameters() if name.startswith(TASK_HEADS)]
+    kept = {id(model.get_parameter(name)) for name in trained}
+    adapters = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets)
+    try:
+        peft.inject_adapter_in_model(adapters, model)
+    except ValueError as e:
+        raise ConfigError(f"`lora.targets`: {config.targets!r} names no linear layers of the model: {str(e).splitlines()[0]}") from e
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad or id(parameter) in kept)
+    added = [p for name, p in model.named_parameters() if ".lora_" in name]
+    return f"lora        rank {config.rank} in {len(added) // 2} layers, {sum(p.numel() for p in added):,} parameters"
+
+
+def merged(weights: Iterator[tuple[str, Tensor]], config: LoraConfig) -> Iterator[tuple[str, Tensor]]:
+    """Turn names and values of a model with adapters into those of a plain one: W + alpha / rank B A, in fp32.
+
+    Args:
+        weights: in the model's order, in which a layer's adapter follows its own weight.
+        config: as the adapters were added; without any, everything passes.
+    """
+    base = down = None
+    for name, value in weights:
+        plain = name.replace(".base_layer.", ".")
+        if name.endswith(".base_layer.weight"):
+            base = plain, value
+        elif ".lora_A." in name:
+            down = value
+        elif ".lora_B." in name:
+            assert base is not None
+            assert down is not None
+            yield base[0], base[1] + (value @ down) * (config.alpha / config.rank)
+        else:
+            yield plain, value

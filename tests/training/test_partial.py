@@ -1,0 +1,154 @@
+"""Training only a part: frozen parameters, adapters, rates by depth; under every ZeRO stage, with exact resume."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmscale.config import LoraConfig, load_run_config
+from mmscale.lora import add_adapters, merged
+from mmscale.model import MMScaleModel
+from shards.errors import ConfigError
+from tests.model.tiny import all_objectives, make_batch, random_rows, tiny_model
+from tests.training.alone import Alone
+from tests.training.runs import losses, records
+
+STEPS = ("train.steps=4", "checkpoint.every=2", "checkpoint.keep=0", "audit.samples=false")
+LORA = ("lora.rank=4", "lora.dropout=0.1", "lora.train=[_projection,contrastive_scale]")
+
+
+def weights(run: Path, step: int) -> dict[str, Tensor]:
+    """The plain weights of a checkpoint."""
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "model" / "model.safetensors")
+
+
+def optimizer_numbers(run: Path, step: int) -> int:
+    """Numbers of AdamW's first moment in a checkpoint of one rank, padding of ZeRO included."""
+    folder = run / "checkpoints" / f"step-{step:08d}" / "state"
+    found = 0
+    for path in [*folder.rglob("*optim_states.pt"), *folder.rglob("mp_rank_*_model_states.pt")]:
+        found += count_moments(torch.load(path, weights_only=False))
+    return found
+
+
+def count_moments(value: object) -> int:
+    """Numbers under every key `exp_avg`."""
+    if isinstance(value, dict):
+        return sum(v.numel() if k == "exp_avg" else count_moments(v) for k, v in value.items())
+    return sum(map(count_moments, value)) if isinstance(value, list | tuple) else 0
+
+
+@pytest.mark.parametrize("stage_of_zero", [0, 1, 2, 3])
+def test_frozen_parameters_stay_as_they_are_and_have_no_moments(tmp_path: Path, stage: Path, alone: Alone, stage_of_zero: int) -> None:
+    run = tmp_path / "run"
+    words = (*STEPS, f"zero.stage={stage_of_zero}", r"optimizer.freeze=['^image_(embedding|layers)\.']", "optimizer.layer_decay=0.8")
+    code, out, err = alone(stage, f"run={run}", *words)
+    assert code == 0, out + err
+    before, after = weights(run, 2), weights(run, 4)
+    frozen = {n for n in before if n.startswith(("image_embedding.", "image_layers."))}
+    assert all(torch.equal(before[n], after[n]) for n in frozen)
+    moved = [n for n in before if not torch.equal(before[n], after[n])]
+    assert not set(moved) & frozen
+    assert "text_layers.0.expert.qkv.weight" in moved
+    trained = sum(v.numel() for n, v in after.items() if n not in frozen)
+    assert trained <= optimizer_numbers(run, 4) < trained + 100
+
+
+@pytest.mark.parametrize("stage_of_zero", [1, 3])
+def test_adapters_train_resume_exactly_and_are_merged_in_the_model_folder(
+    tmp_path: Path, stage: Path, alone: Alone, stage_of_zero: int
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    words = (*STEPS, f"zero.stage={stage_of_zero}", *LORA, "optimizer.layer_decay=0.9", "train.ema_decay=0.9")
+    code, out, err = alone(stage, f"run={whole}", *words)
+    assert code == 0, out + err
+    assert "lora        rank 4 in 16 layers" in out
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000004")
+    code, out, err = alone(stage, f"run={resumed}", *words)
+    assert code == 0, out + err
+    assert losses(resumed) == losses(whole)
+    a, b = weights(whole, 4), weights(resumed, 4)
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+    before = weights(whole, 2)
+    changed = {n for n in a if not torch.equal(a[n], before[n])}
+    assert "fusion_layers.0.text.up.weight" in changed
+    assert not any(n.endswith((".up.bias", "norm.weight")) and "projection" not in n for n in changed)
+    model = MMScaleModel.from_pretrained(whole / "checkpoints" / "step-00000004" / "model")
+    assert torch.equal(model.state_dict()["fusion_layers.0.text.up.weight"], a["fusion_layers.0.text.up.weight"])
+    if stage_of_zero == 3:
+        code, _, err = alone(stage, f"run={resumed}", *words, "lora.rank=2", "train.steps=5")
+        assert code == 1
+        assert "of another model (lora was" in err
+
+
+def test_merged_weights_compute_what_the_adapters_compute() -> None:
+    config = LoraConfig(rank=3, alpha=6.0, train=["^matching_head"])
+    model, batch = tiny_model(), make_batch(random_rows(4))
+    plain = tiny_model(seed=1)
+    objectives = all_objectives()
+    before = {name: term.sum.detach() for name, term in model(batch, objectives).items()}
+    report = add_adapters(model, config)
+    assert report == f"lora        rank 3 in 32 layers, {sum(p.numel() for n, p in model.named_parameters() if '.lora_' in n):,} parameters"
+    after = {name: term.sum.detach() for name, term in model(batch, objectives).items()}
+    assert all(torch.equal(before[name], after[name]) for name in before)  # an adapter starts as zero
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if ".lora_" in n or n.startswith(("task_heads.", "matching_head."))}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    plain.load_state_dict(dict(merged(iter([(n, p.detach()) for n, p in model.named_parameters()]), config)))
+    adapted, found = model(batch, objectives), plain(batch, objectives)
+    for name in before:
+        torch.testing.assert_close(found[name].sum, adapted[name].sum, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(before[name], adapted[name].sum)
+
+
+def test_a_run_with_rates_by_depth_logs_the_rate_of_the_schedule(tmp_path: Path, stage: Path, alone: Alone) -> None:
+    rates = {}
+    for name, words in {"plain": (), "decayed": ("optimizer.layer_decay=0.5", "optimizer.head_lr_ratio=3")}.items():
+        code, out, err = alone(stage, f"run={tmp_path / name}", "train.steps=2", "audit.samples=false", *words)
+        assert code == 0, out + err
+        rates[name] = [r["lr"] for r in records(tmp_path / name / "metrics.jsonl")]
+    assert rates["decayed"] == pytest.approx(rates["plain"])
+    plain, decayed = (weights(tmp_path / name, 2) for name in rates)
+    moved = (plain["text_embedding.words.weight"] - decayed["text_embedding.words.weight"]).abs().max()
+    assert 1e-4 < moved < 4e-3  # its first steps are of the rate times 1 and times 1/8
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lora.rank=-1", r"`lora.rank` must be at least 1, or 0"),
+        ("lora.dropout=1", r"`lora.dropout` must be at least 0 and below 1"),
+        ("optimizer.layer_decay=0", r"`optimizer.layer_decay` must be above 0 and at most 1"),
+        ("optimizer.head_lr_ratio=0", r"`optimizer.head_lr_ratio` must be above 0"),
+        ("model.text.captions=bidirectional", r"from those before it, which needs model\.text\.captions=causal"),
+        ("data.begin=false", r"from those before it, which needs data\.begin=true"),
+        ("data.pad_captions=8", r"from those before it, which needs data\.pad_captions=0"),
+        ("data.pad_captions=99", r"`data.pad_captions` must be at most data.max_text_tokens = 16"),
+        ("model.text.num_heads=5", r"`model.text.num_heads` must divide the text's width 32"),
+        ("model.image.leading_tokens=0", r"`model.image.pooling=cls` reads the first leading token"),
+    ],
+)
+def test_keys_are_checked(stage: Path, word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(stage, ["run=unused", word])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LoraConfig(rank=1, targets="nothing"), r"`lora.targets`: 'nothing' names no linear layers"),
+        (LoraConfig(rank=1, train=["nothing"]), r"`lora.train`: 'nothing' matches no parameter"),
+    ],
+)
+def test_adapters_that_match_nothing_are_refused(config: LoraConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        add_adapters(tiny_model(), config)
