@@ -61,7 +61,7 @@ class ImageEmbedding(nn.Module):
         self.patch_bias = nn.Parameter(torch.zeros(config.hidden_size))
         tower, shape = config.image_tower, config.expert("image")
         self.leading = tower.leading_tokens
-        self.cls_token = nn.Parameter(torch.empty(1, self.leading, config.hidden_size))
+        self.cls_token = nn.Parameter(torch.empty(1, self.leading, config.hidden_size)) if self.leading else None
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size))
         self.norm: nn.Module = nn.LayerNorm(config.hidden_size, eps=shape.eps) if tower.embedding_norm else nn.Identity()
@@ -82,8 +82,12 @@ class ImageEmbedding(nn.Module):
         x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
-        cls_NKD = (self.cls_token + self.positions[: self.leading]).expand(len(x_NPD), -1, -1)
-        embedded: Tensor = self.dropout(self.norm(torch.cat([cls_NKD, x_NPD + self.positions[self.leading :]], dim=1)))
+        if self.cls_token is None:
+            x_NLD = x_NPD + self.positions
+        else:
+            cls_NKD = (self.cls_token + self.positions[: self.leading]).expand(len(x_NPD), -1, -1)
+            x_NLD = torch.cat([cls_NKD, x_NPD + self.positions[self.leading :]], dim=1)
+        embedded: Tensor = self.dropout(self.norm(x_NLD))
         return embedded
 
 

@@ -52,9 +52,11 @@ class AttentionPool(nn.Module):
     def forward(self, x_NLD: Tensor) -> Tensor:
         """One state an image, (N, D)."""
         n, length, d = x_NLD.shape
-        q_NH1K = self.q(self.probe).view(1, 1, self.heads, -1).transpose(1, 2).expand(n, -1, -1, -1)
-        k_NHLK, v_NHLK = self.kv(x_NLD).view(n, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        gathered_ND: Tensor = self.out(padded_attention(q_NH1K, k_NHLK, v_NHLK, None).reshape(n, d))
+        q_NH1K = self.q(self.probe).view(1, self.heads, 1, d // self.heads).expand(n, -1, -1, -1)
+        k_NHLK, v_NHLK = self.kv(x_NLD).view(n, length, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        # without images the empty result hangs on its inputs, as in `EmptyPlan`
+        gathered = padded_attention(q_NH1K, k_NHLK, v_NHLK, None) if n else q_NH1K + (k_NHLK + v_NHLK).sum(2, keepdim=True)
+        gathered_ND: Tensor = self.out(gathered.reshape(n, d))
         return gathered_ND + self.down(self.act(self.up(self.norm(gathered_ND))))  # type: ignore[no-any-return]
 
 

@@ -42,7 +42,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     elif isinstance(module, ImageEmbedding):
         _truncated(module.patch_weight, 1 / math.sqrt(config.patch_values))
         for weight in (module.cls_token, module.mask_token, module.positions):
-            _truncated(weight, IMAGE_TABLE_STD)
+            if weight is not None:
+                _truncated(weight, IMAGE_TABLE_STD)
         initialization.zeros_(module.patch_bias)
     elif isinstance(module, AttentionPool):
         _truncated(module.probe, 1 / math.sqrt(module.probe.shape[1]))

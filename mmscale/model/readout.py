@@ -65,7 +65,7 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
     alone = seqs.bounds[ALONE + 1] - seqs.bounds[ALONE]
     read = 1 if model.config.image_tower.leading_tokens else model.config.patches
     patch_RD, alone_RD = image_RD.tensor_split([len(image_RD) - alone * read])
-    alone_RD = alone_RD if read == 1 else alone_RD.view(alone, read, -1).mean(1)
+    alone_RD = alone_RD if read == 1 else alone_RD.view(alone, read, alone_RD.shape[1]).mean(1)
     prediction, target, patch_outputs = _patches(model, batch, wanted, lower, hidden, patch_RD)
     classes = _classes(model, batch, wanted, lower, (fused_rows, first_RD, alone_RD))
     zero = connected_zero(lower.image_NLD, lower.text_UD, lower.image_NE, lower.caption_SE, lower.scale, lower.bias, image_RD, text_RD)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +28,20 @@ def test_counted_operations_are_those_that_run(name: str, layers: tuple[int, int
     rows += [Row(caption=None, text=None, label=1), Row(image=False)]
     objectives = [o for o in all_objectives() if name in ("all", o.name)]
     batch = make_batch(rows)
+    assert forward_flops(model.config, batch, objectives) == pytest.approx(counted(model, batch, objectives), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "towers",
+    [
+        {"text": {"hidden_size": 32, "num_heads": 1, "layers": 3}, "image": {"leading_tokens": 2}},
+        {"text": {"captions": "bidirectional"}, "image": {"leading_tokens": 0, "pooling": "attention", "layers": 1}},
+    ],
+)
+def test_towers_of_other_shapes_are_counted(towers: dict[str, dict[str, Any]]) -> None:
+    model = tiny_model(hidden_size=64, **towers)
+    rows = [Row(caption=r.caption, text=r.caption, label=r.label) for r in random_rows(6, longest=4)]
+    batch, objectives = make_batch([*rows, Row(caption=None, text=None, label=1)]), all_objectives()
     assert forward_flops(model.config, batch, objectives) == pytest.approx(counted(model, batch, objectives), rel=0.06)
 
 

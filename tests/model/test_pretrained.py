@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from mmscale.data.batch import TextStream
-from mmscale.flops import forward_flops
 from mmscale.model import MMScaleModel
 from mmscale.model.pretrained import load_towers, model_section
 from mmscale.model.sequences import Entry, arrange
@@ -265,14 +263,12 @@ def test_images_without_a_cls_token_are_classified_by_the_mean_of_their_patches(
 
 @pytest.mark.parametrize("families", [("siglip", "siglip"), ("clip", "deit"), ("bert", "vit")])
 def test_every_objective_trains_towers_of_every_kind(tmp_path: Path, families: tuple[str, str]) -> None:
-    text, image = TEXT[families[0]](tmp_path / "text"), IMAGE[families[1]](tmp_path / "image")
+    text, image = TEXT[families[0]](tmp_path / families[0]), IMAGE[families[1]](tmp_path / families[1])
     model, _ = started(text, image, **{"text.captions": "causal"})
     model.train()
-    batch, objectives = make_batch(random_rows(4)), all_objectives()
-    sum(term.sum for term in model(batch, objectives).values()).backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert without == []
-    counted = forward_flops(model.config, batch, objectives)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(batch, objectives)
-    assert 0.7 < counted / counter.get_total_flops() < 1.05  # padding, masked halves and the largest negatives are not counted
+    objectives = all_objectives()
+    for rows in (random_rows(4), [Row(image=False)] * 2, [Row(caption=None, text=None)] * 2):
+        model.zero_grad()
+        sum(term.sum for term in model(make_batch(rows), objectives).values()).backward()
+        without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert without == []

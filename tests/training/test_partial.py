@@ -87,6 +87,19 @@ def test_adapters_train_resume_exactly_and_are_merged_in_the_model_folder(
         assert "of another model (lora was" in err
 
 
+@pytest.mark.parametrize("stage_of_zero", [1, 3])
+def test_towers_of_other_kinds_train_and_are_loaded_again(tmp_path: Path, stage: Path, alone: Alone, stage_of_zero: int) -> None:
+    text = "model.text={hidden_size: 16, num_heads: 1, norm: post, layers: 2, embedding_norm: false, projection_bias: true}"
+    words = (text, "model.image={leading_tokens: 0, pooling: attention, embedding_norm: true}", f"zero.stage={stage_of_zero}")
+    code, out, err = alone(stage, f"run={tmp_path}", *STEPS, *words)
+    assert code == 0, out + err
+    before, after = weights(tmp_path, 2), weights(tmp_path, 4)
+    still = [n for n in after if torch.equal(before[n], after[n])]
+    assert all(n.startswith(("feature_head.", "task_heads.")) for n in still)  # no objective of the run has them
+    model = MMScaleModel.from_pretrained(tmp_path / "checkpoints" / "step-00000004" / "model")
+    assert {name for name, _ in model.named_parameters()} == set(after)
+
+
 def test_merged_weights_compute_what_the_adapters_compute() -> None:
     config = LoraConfig(rank=3, alpha=6.0, train=["^matching_head"])
     model, batch = tiny_model(), make_batch(random_rows(4))

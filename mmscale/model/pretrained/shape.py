@@ -106,8 +106,8 @@ def derive(text: TextShape | None, image: ImageShape | None) -> dict[str, Any]:
         keys |= {name: list(value) for name, value in (("image_mean", image.mean), ("image_std", image.std)) if value is not None}
         keys |= {"image.embedding_norm": image.embedding_norm, "image.leading_tokens": image.leading, "image.pooling": image.pooling}
     if text is not None:
-        own: dict[str, Any] = {"hidden_size": text.width, "num_heads": text.heads, "layers": text.layers, "mlp_ratio": _ratio(text.mlp, text.width)}
-        own |= {"activation": text.activation, "layer_norm_eps": text.eps}
+        own: dict[str, Any] = {"hidden_size": text.width, "num_heads": text.heads, "layers": text.layers}
+        own |= {"mlp_ratio": _ratio(text.mlp, text.width), "activation": text.activation, "layer_norm_eps": text.eps}
         keys |= {f"text.{k}": v for k, v in own.items() if v != keys["unimodal_layers" if k == "layers" else k]}
         keys |= {"max_text_tokens": text.positions, "text.norm": text.norm, "text.embedding_norm": text.embedding_norm}
         keys |= {"text.captions": text.captions, "text.projection_bias": text.projection_bias}

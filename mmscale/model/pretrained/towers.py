@@ -151,9 +151,10 @@ def _load_image(model: MMScaleModel, source: Source, family: ImageFamily, shape:
     found: Found = {
         "image_embedding.patch_weight": weight,
         "image_embedding.patch_bias": torch.zeros(len(weight)) if bias is None else bias,
-        "image_embedding.cls_token": (positions[:0] if leading is None else leading)[None],
         "image_embedding.positions": resize_positions(positions, model.config.patches, shape.leading, family.interpolation),
     }
+    if leading is not None:
+        found["image_embedding.cls_token"] = leading[None]
     if family.norm is not None:
         found |= source.pair("image_embedding.norm", family.norm)
     for i, place in enumerate(_places(model, "image", shape.layers)):
