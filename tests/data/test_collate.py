@@ -61,11 +61,11 @@ def test_the_causal_stream_predicts_the_next_token(tmp_path):
 
 
 def test_captions_are_filled_up_with_padding_that_counts_as_text(tmp_path):
-    plain, padded = (build(tmp_path, tmp_path, data={"pad_captions": n})(examples()) for n in (0, 7))
-    assert padded.caption.cu_seqlens_S1.diff().tolist() == [7] * len(plain.caption.rows_S)
+    plain, padded = (build(tmp_path, tmp_path, data={"pad_captions": n})(examples()) for n in (0, 8))
+    assert padded.caption.cu_seqlens_S1.diff().tolist() == [8] * len(plain.caption.rows_S)
     whole = sequences(padded.caption)
     for row, ids in sequences(plain.caption).items():
-        assert whole[row] == ids + [0] * (7 - len(ids))
+        assert whole[row] == ids + [0] * (8 - len(ids))
     assert torch.equal(padded.text.ids_T, plain.text.ids_T)
 
 

@@ -55,6 +55,10 @@ def test_frozen_parameters_stay_as_they_are_and_have_no_moments(tmp_path: Path, 
     moved = [n for n in before if not torch.equal(before[n], after[n])]
     assert not set(moved) & frozen
     assert "text_layers.0.expert.qkv.weight" in moved
+    if stage_of_zero == 1:
+        code, _, err = alone(stage, f"run={run}", *words, "optimizer.layer_decay=1", "train.steps=5")
+        assert code == 1
+        assert "of another model (optimizer.layer_decay was 0.8, now None)" in err
     trained = sum(v.numel() for n, v in after.items() if n not in frozen)
     assert trained <= optimizer_numbers(run, 4) < trained + 100
 
