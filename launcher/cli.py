@@ -38,6 +38,7 @@ class EngineChoice(str, Enum):
 
     deepspeed = "deepspeed"
     torchrun = "torchrun"
+    slurm = "slurm"
 
 
 def main() -> None:
@@ -144,30 +145,46 @@ def shards_show(
 def launch(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="The stage's YAML file.")],
     words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Words that go over it.")] = None,
-    engine: Annotated[EngineChoice, typer.Option(help="Who starts the ranks.")] = EngineChoice.deepspeed,
+    cluster: Annotated[
+        str | None, typer.Option(help="Where: a part (local, hosts, slurm) or a YAML file (configs/cluster); default: this machine.")
+    ] = None,
+    engine: Annotated[EngineChoice | None, typer.Option(help="Who starts the ranks; default: the cluster's, or deepspeed.")] = None,
     ranks_per_node: Annotated[
         int | None, typer.Option(help="Default: one a CUDA device, one where there is none; the hostfile's slots.")
     ] = None,
     hostfile: Annotated[Path | None, typer.Option(help="File of `HOST slots=N` lines; default: this machine alone.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Use only the first so many hosts.")] = None,
+    include: Annotated[str | None, typer.Option(help="Of the hostfile only HOST@HOST:0,2.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Of the hostfile all but HOST@HOST:0,2.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Use only the first so many hosts; SLURM: ask for so many nodes.")] = None,
     master_address: Annotated[str | None, typer.Option(help="Address of the first host that the others reach.")] = None,
     master_port: Annotated[int | None, typer.Option(help="Default: a free port.")] = None,
+    cluster_words: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Goes over the cluster file, such as slurm.partition=long.")
+    ] = None,
     module: Annotated[str, typer.Option(help="The module that every rank runs.")] = "mmscale.train",
     grace_s: Annotated[float, typer.Option(help="Seconds the ranks get to end after a signal.")] = 60.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the command, start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, the command and its files, start nothing.")] = False,
 ) -> None:
-    """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended."""
-    from launcher import machine, plan, start
+    """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended. SLURM: submit it as a job."""
+    from launcher import plan, start
+    from launcher.cluster import load_cluster
+    from launcher.hosts import read_hostfile
 
+    options = {
+        "engine": None if engine is None else engine.value,
+        "nodes": nodes,
+        "ranks_per_node": ranks_per_node,
+        "hosts.hostfile": hostfile,
+        "hosts.include": include,
+        "hosts.exclude": exclude,
+        "hosts.master_address": master_address,
+    }
+    where = load_cluster(cluster, [*(cluster_words or []), *(f"{key}={value}" for key, value in options.items() if value is not None)])
     request = plan.LaunchRequest(
         arguments=(config, *(words or [])),
-        engine=engine.value,
+        cluster=where,
         module=module,
-        ranks_per_node=ranks_per_node,
-        hostfile=hostfile,
-        hosts=None if hostfile is None else machine.read_hostfile(hostfile),
-        nodes=nodes,
-        master_address=master_address,
+        hosts=None if where.hosts.hostfile is None else read_hostfile(Path(where.hosts.hostfile)),
         grace_s=grace_s,
     )
     raise typer.Exit(start.launch(request, master_port, dry_run=dry_run))

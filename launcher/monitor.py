@@ -48,12 +48,14 @@ class LaunchRecord:
     created: float
     """When that process was created, which tells it from a later one of the same number."""
     exit_code: int | None = None
-    """None while it runs."""
+    """None while it runs, and for a job of SLURM."""
     ended_at: float | None = None
+    job: str | None = None
+    """SLURM's number of the job that was submitted."""
 
     @staticmethod
-    def started(plan: LaunchPlan) -> LaunchRecord:
-        """The record of a launch by this process."""
+    def started(plan: LaunchPlan, job: str | None = None) -> LaunchRecord:
+        """The record of a launch by this process, or of a job that it submitted."""
         me = psutil.Process()
         return LaunchRecord(
             launch_id=plan.launch_id,
@@ -63,15 +65,21 @@ class LaunchRecord:
             host=os.uname().nodename,
             pid=me.pid,
             created=me.create_time(),
+            job=job,
         )
 
     def ended(self, exit_code: int) -> LaunchRecord:
         """The record once the launch is over."""
         return replace(self, exit_code=exit_code, ended_at=time.time())
 
+    def wrote(self, status: Status | None) -> bool:
+        """Whether a status is this launch's, or an attempt's of this job."""
+        launch_id = None if status is None else status.launch_id
+        return launch_id == self.launch_id or (self.job is not None and str(launch_id).startswith(f"slurm-{self.job}-"))
+
     def launcher(self) -> psutil.Process | None:
         """The launcher's process, where it still runs on this machine."""
-        if self.exit_code is not None or self.host != os.uname().nodename:
+        if self.exit_code is not None or self.job is not None or self.host != os.uname().nodename:
             return None
         try:
             process = psutil.Process(self.pid)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher import monitor, processes
+from launcher import monitor, processes, submit
 from mmscale.checkpoint.find import committed, step_of
 from mmscale.checkpoint.manifest import find_fault, read_manifest
 from mmscale.errors import CheckpointError, RunError
@@ -59,6 +60,8 @@ def stop(run: Path, grace_s: float) -> None:
         RunError: nothing of it runs here.
     """
     launch = monitor.read_launch(run)
+    if launch is not None and launch.job is not None:
+        return _stop_job(run, launch.job)
     launcher = None if launch is None else launch.launcher()
     living = list(processes.processes_of_run(run.resolve()))
     if launcher is None and not living:
@@ -70,6 +73,19 @@ def stop(run: Path, grace_s: float) -> None:
         processes.send(process, signal.SIGKILL)
     processes.wait_until_gone(waited, 5.0)
     print(f"stopped: {run} ({monitor.summarize(run).state})")
+
+
+def _stop_job(run: Path, job: str) -> None:
+    """Have a job's ranks commit a checkpoint and end, for good: its script sees the mark and does not requeue."""
+    state = submit.job_state(job)
+    if state is None:
+        raise RunError(
+            f"Job {job} of the run {str(run)!r} is not in SLURM's queue as seen from here. `mmscale runs show {run}` tells how it stands."
+        )
+    (run / "stop").touch()
+    words = ["--signal=USR1", "--batch"] if state == "RUNNING" else []
+    subprocess.run(["scancel", *words, job], check=True)
+    print(f"job {job} was {state.lower()} and is {'asked for a checkpoint and its end' if words else 'cancelled'}: {run}")
 
 
 def list_checkpoints(run: Path) -> None:
