@@ -31,6 +31,25 @@ class Follower:
         self.to.flush()
 
 
+@dataclass(slots=True)
+class LineFollower:
+    """The whole lines that are appended to a file."""
+
+    path: Path
+    start: int = 0
+    """Where to begin, in bytes."""
+    rest: bytes = b""
+
+    def lines(self) -> list[str]:
+        """Those that came since the last call."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            content = file.read()
+        self.start += len(content)
+        *whole, self.rest = (self.rest + content).split(b"\n")
+        return [line.decode("utf-8", errors="replace") for line in whole]
+
+
 def tail(path: Path, lines: int = 20) -> list[str]:
     """The last lines of a rank's output, as text; none where there is no file."""
     return _end(path).decode("utf-8", errors="replace").splitlines()[-lines:]

@@ -7,12 +7,28 @@ import secrets
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.cluster import load_cluster
 from launcher.engines import engine_of
+from launcher.hosts import read_hostfile
 from launcher.machine import free_port, this_machine
 from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
 from mmscale.config import load_run_config
+
+
+def request(
+    arguments: Sequence[str], cluster: str | None, words: Sequence[str], *, module: str = "mmscale.train", grace_s: float = 60.0
+) -> LaunchRequest:
+    """Put together what the user asked for: the cluster file, the words over it, the hostfile that it names.
+
+    Raises:
+        ConfigError: a cluster that cannot be, a hostfile that cannot be read.
+    """
+    where = load_cluster(cluster, words)
+    hosts = None if where.hosts.hostfile is None else read_hostfile(Path(where.hosts.hostfile))
+    return LaunchRequest(arguments=tuple(arguments), cluster=where, module=module, hosts=hosts, grace_s=grace_s)
 
 
 def plan_here(request: LaunchRequest, master_port: int | None = None) -> LaunchPlan:
@@ -77,5 +93,5 @@ def _deepspeed_env() -> dict[str, str]:
     found: dict[str, str] = {}
     for path in (folder / os.environ.get("DS_ENV_FILE", ".deepspeed_env") for folder in (Path.home(), Path())):
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        found |= dict(line.strip().split("=", 1) for line in lines if "=" in line)  # type: ignore[misc]
+        found |= dict(line.strip().split("=", 1) for line in lines if "=" in line)
     return found

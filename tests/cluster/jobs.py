@@ -25,22 +25,23 @@ class Jobs:
     stage: Path
     folder: Path
 
-    def launch(self, name: str, *options: object, module: str = TRAIN, pace_s: float = 0.0, behaviour: str = "run") -> list[str]:
+    def launch(self, name: str, *options: object, module: str = TRAIN, allowed: int = STEPS, behaviour: str = "run") -> list[str]:
         """The words of a launch."""
         words = [MMSCALE, "launch", self.stage, f"run={self.folder / name}", f"train.steps={STEPS}", "checkpoint.every=4"]
-        self.pace(pace_s)
-        variables = {"PACE_S": f"'{pace_s}'", "PACE_FILE": self.folder / "pace", "MMSCALE_STANDIN": behaviour}
+        self.allow(allowed)
+        variables = {"ALLOWED": self.folder / "allowed", "MMSCALE_STANDIN": behaviour}
         told = [word for key, value in variables.items() for word in ("--set", f"environment.{key}={value}")]
         return [*map(str, words), "checkpoint.keep=0", "--module", module, *told, *map(str, options)]
 
-    def pace(self, seconds: float) -> None:
-        """Set the time that a step of training waits."""
-        (self.folder / "pace").write_text(str(seconds))
+    def allow(self, steps: int = STEPS) -> None:
+        """Let runs come so far; there they wait."""
+        (self.folder / "allowed.tmp").write_text(str(steps))
+        (self.folder / "allowed.tmp").rename(self.folder / "allowed")
 
-    def submit(self, name: str, *options: object, module: str = STANDIN, pace_s: float = 0.5, behaviour: str = "run") -> str:
+    def submit(self, name: str, *options: object, module: str = STANDIN, allowed: int = STEPS, behaviour: str = "run") -> str:
         """Submit a run as a job; its number."""
         slurm = ["--engine", "slurm", "--nodes", "2", "--ranks-per-node", "1", "--set", "slurm.time='30'", "--set", "slurm.signal_s=20"]
-        words = self.launch(name, *slurm, *options, module=module, pace_s=pace_s, behaviour=behaviour)
+        words = self.launch(name, *slurm, *options, module=module, allowed=allowed, behaviour=behaviour)
         return self.cluster.run(*words).stdout.split()[1].rstrip(":")
 
     def wait(self, job: str, state: str) -> dict[str, str]:

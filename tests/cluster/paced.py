@@ -1,7 +1,4 @@
-"""`mmscale.train` with a pause before every step, so that a tiny run lasts long enough for something to happen to it.
-
-The file that PACE_FILE names holds the seconds; it is read all the time, so that the pace can be changed.
-"""
+"""`mmscale.train` that takes only so many steps as the file ALLOWED holds, and waits: so something can happen to a tiny run."""
 
 import os
 import sys
@@ -14,12 +11,11 @@ from mmscale import train
 step = train.optimizer_step
 
 
-def paced(*arguments: Any) -> Any:
-    """Wait, and take the step."""
-    start = time.monotonic()
-    while time.monotonic() - start < float(Path(os.environ["PACE_FILE"]).read_text() or 0):
+def paced(engine: Any, config: Any, world: Any, objectives: Any, batch: Any, asked: bool) -> Any:
+    """Wait until the step is allowed, and take it."""
+    while batch.step >= int(Path(os.environ["ALLOWED"]).read_text() or 0):
         time.sleep(0.05)
-    return step(*arguments)
+    return step(engine, config, world, objectives, batch, asked)
 
 
 if __name__ == "__main__":

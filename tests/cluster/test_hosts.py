@@ -14,7 +14,7 @@ import pytest
 
 from launcher.processes import processes_of_run
 from tests.cluster.cluster import wait_for
-from tests.cluster.jobs import TRAIN, Jobs
+from tests.cluster.jobs import STEPS, TRAIN, Jobs
 from tests.launcher.launching import MMSCALE
 
 pytestmark = pytest.mark.cluster
@@ -33,10 +33,10 @@ def hostfile(jobs: Jobs) -> Iterator[Path]:
 
 
 def start(
-    jobs: Jobs, name: str, hostfile: Path, engine: str, behaviour: str, *options: str, module: str = STANDIN
+    jobs: Jobs, name: str, hostfile: Path, engine: str, behaviour: str, *options: str, module: str = STANDIN, allowed: int = STEPS
 ) -> subprocess.Popen[str]:
     words = ("--engine", engine, "--hostfile", hostfile, "--grace-s", "10", "--set", "hosts.silence_s=10", *options)
-    return jobs.cluster.start(*jobs.launch(name, *words, module=module, behaviour=behaviour))
+    return jobs.cluster.start(*jobs.launch(name, *words, module=module, allowed=allowed, behaviour=behaviour))
 
 
 def start_and_wait(jobs: Jobs, name: str, hostfile: Path, engine: str, behaviour: str) -> tuple[subprocess.Popen[str], psutil.Process]:
@@ -83,9 +83,7 @@ def test_hosts_are_those_chosen_and_the_end_is_told(jobs: Jobs, hostfile: Path) 
 def test_host_that_is_cut_off_is_named_and_the_relaunch_equals_an_undisturbed_run(jobs: Jobs, hostfile: Path) -> None:
     whole = start(jobs, "whole", hostfile, "torchrun", "run", module="mmscale.train")
     assert whole.wait(300) == 0, whole.communicate()
-    jobs.pace(0.5)
-    process = start(jobs, "cut", hostfile, "deepspeed", "run", module=TRAIN)
-    jobs.pace(0.5)
+    process = start(jobs, "cut", hostfile, "deepspeed", "run", module=TRAIN, allowed=6)
     jobs.reach("cut", 6)
     cut = time.monotonic()
     jobs.cluster.run("ip", "link", "set", "v2", "down")
@@ -99,7 +97,6 @@ def test_host_that_is_cut_off_is_named_and_the_relaunch_equals_an_undisturbed_ru
         jobs.cluster.run("ip", "link", "set", "v2", "up")
     wait_for(lambda: jobs.cluster.run("ssh", "n2", "true", check=False).returncode == 0, 30)
     process = start(jobs, "cut", hostfile, "deepspeed", "run", module=TRAIN)
-    jobs.pace(0)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     assert "resumed from" in out

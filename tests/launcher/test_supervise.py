@@ -47,7 +47,6 @@ def test_deepspeeds_launcher_killed_is_a_failure_though_deepspeed_exits_with_zer
     code, _, err = launched.output(20)
     assert code == 1
     assert "`deepspeed` ended with exit code 0, but the run did not finish: it ended at step" in err
-    assert "processes of the run were still there and were killed" in err
     assert "Traceback" not in err
     assert launched.processes() == []
     assert summarize(tmp_path / "run").state == "failed"

@@ -105,6 +105,7 @@ def test_silent_host_is_found(run: Path) -> None:
     look_until(watch, lambda: watch.silent() != [])
     assert [rank.rank for rank in watch.silent()] == [0]
     process.kill()
+    process.wait()
     look_until(watch, lambda: watch.alive() == [])
     assert watch.ranks[0].lost
     watch.close()
