@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +38,21 @@ class EngineChoice(str, Enum):
 
     deepspeed = "deepspeed"
     torchrun = "torchrun"
+    slurm = "slurm"
+
+
+StageFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The stage's YAML file.")]
+StageWords = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Words that go over it.")]
+Cluster = Annotated[
+    str | None, typer.Option(help="Where: a part (local, hosts, slurm) or a YAML file (configs/cluster); default: this machine.")
+]
+EngineOption = Annotated[EngineChoice | None, typer.Option(help="Who starts the ranks; default: the cluster's, or deepspeed.")]
+RanksPerNode = Annotated[int | None, typer.Option(help="Default: one a CUDA device, one where there is none; the hostfile's slots.")]
+Hostfile = Annotated[Path | None, typer.Option(help="File of `HOST slots=N` lines; default: this machine alone.")]
+Nodes = Annotated[int | None, typer.Option(help="Use only the first so many hosts; SLURM: ask for so many nodes.")]
+ClusterWords = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Goes over the cluster file, such as slurm.partition=long.")
+]
 
 
 def main() -> None:
@@ -142,34 +157,28 @@ def shards_show(
 
 @app.command()
 def launch(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="The stage's YAML file.")],
-    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Words that go over it.")] = None,
-    engine: Annotated[EngineChoice, typer.Option(help="Who starts the ranks.")] = EngineChoice.deepspeed,
-    ranks_per_node: Annotated[
-        int | None, typer.Option(help="Default: one a CUDA device, one where there is none; the hostfile's slots.")
-    ] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="File of `HOST slots=N` lines; default: this machine alone.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Use only the first so many hosts.")] = None,
+    config: StageFile,
+    words: StageWords = None,
+    cluster: Cluster = None,
+    engine: EngineOption = None,
+    ranks_per_node: RanksPerNode = None,
+    hostfile: Hostfile = None,
+    include: Annotated[str | None, typer.Option(help="Of the hostfile only HOST@HOST:0,2.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Of the hostfile all but HOST@HOST:0,2.")] = None,
+    nodes: Nodes = None,
     master_address: Annotated[str | None, typer.Option(help="Address of the first host that the others reach.")] = None,
     master_port: Annotated[int | None, typer.Option(help="Default: a free port.")] = None,
+    cluster_words: ClusterWords = None,
     module: Annotated[str, typer.Option(help="The module that every rank runs.")] = "mmscale.train",
     grace_s: Annotated[float, typer.Option(help="Seconds the ranks get to end after a signal.")] = 60.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the command, start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, the command and its files, start nothing.")] = False,
 ) -> None:
-    """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended."""
-    from launcher import machine, plan, start
+    """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended. SLURM: submit it as a job."""
+    from launcher import start
 
-    request = plan.LaunchRequest(
-        arguments=(config, *(words or [])),
-        engine=engine.value,
-        module=module,
-        ranks_per_node=ranks_per_node,
-        hostfile=hostfile,
-        hosts=None if hostfile is None else machine.read_hostfile(hostfile),
-        nodes=nodes,
-        master_address=master_address,
-        grace_s=grace_s,
-    )
+    options = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
+    options |= {"hosts.include": include, "hosts.exclude": exclude, "hosts.master_address": master_address}
+    request = start.request((config, *(words or [])), cluster, [*(cluster_words or []), *given(options)], module=module, grace_s=grace_s)
     raise typer.Exit(start.launch(request, master_port, dry_run=dry_run))
 
 
@@ -183,6 +192,28 @@ def model_config(
     from launcher import model_commands
 
     model_commands.print_model_section(folders)
+
+
+@app.command()
+def preflight(
+    config: StageFile,
+    words: StageWords = None,
+    cluster: Cluster = None,
+    engine: EngineOption = None,
+    ranks_per_node: RanksPerNode = None,
+    hostfile: Hostfile = None,
+    nodes: Nodes = None,
+    master_port: Annotated[int | None, typer.Option(help="Default: a free port.")] = None,
+    cluster_words: ClusterWords = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what would fail or not fit, and the fix, before anything is started or queued. Exit code 1 when something would fail."""
+    from launcher import start
+    from launcher.preflight_command import preflight as look
+
+    options = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
+    request = start.request((config, *(words or [])), cluster, [*(cluster_words or []), *given(options)])
+    raise typer.Exit(look(request, master_port, as_json=as_json))
 
 
 @app.command()
@@ -206,11 +237,27 @@ def runs_ls(below: Annotated[Path, typer.Argument(metavar="[DIR]", help="Look fo
 
 
 @runs_app.command("show")
-def runs_show(run: RunFolderArgument) -> None:
-    """Show a run: how far it is, its newest metrics, its checkpoints, its newest launch."""
+def runs_show(
+    run: RunFolderArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with a line whenever something has changed.")] = False,
+) -> None:
+    """Show a run: why it failed, how far it is, its newest metrics, its checkpoints, its newest launch."""
     from launcher import run_commands
 
-    run_commands.show(run)
+    run_commands.show(run, follow=follow)
+
+
+@runs_app.command("logs")
+def runs_logs(
+    run: RunFolderArgument,
+    rank: Annotated[list[int] | None, typer.Option(help="Only this rank; may be given several times.")] = None,
+    lines: Annotated[int, typer.Option(help="The last so many of each rank.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+) -> None:
+    """Print what the ranks of the newest launch said, each line with its rank before it."""
+    from launcher import run_commands
+
+    run_commands.show_logs(run, rank or [], lines, follow=follow)
 
 
 @runs_app.command("stop")
@@ -218,7 +265,7 @@ def runs_stop(
     run: RunFolderArgument,
     grace_s: Annotated[float, typer.Option(help="Seconds the ranks get to checkpoint and end before they are killed.")] = 60.0,
 ) -> None:
-    """Stop a run that was launched on this machine; its ranks commit a checkpoint first."""
+    """Stop a run that was launched on this machine, or is a job of SLURM; its ranks commit a checkpoint first."""
     from launcher import run_commands
 
     run_commands.stop(run, grace_s)
@@ -238,6 +285,12 @@ def checkpoints_verify(run: RunFolderArgument) -> None:
     from launcher import run_commands
 
     raise typer.Exit(run_commands.verify_checkpoints(run))
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """The options that were given, as `key=value` words."""
+    values = {key: value.value if isinstance(value, Enum) else value for key, value in options.items() if value is not None}
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:

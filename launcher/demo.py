@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.engines.deepspeed import find_program
+from launcher.engines.programs import find_program
 from launcher.errors import LaunchError
 from shards.errors import ConfigError, MmscaleError
 from shards.manifest import read_manifest

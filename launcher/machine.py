@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.errors import ConfigError
-
 OTHER_ACCELERATORS = ("kfd", "accel", "davinci_manager", "dxg")
 
 
@@ -47,29 +45,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
-
-
-def read_hostfile(path: Path) -> dict[str, int]:
-    """Read `HOST slots=N` lines, in order. DeepSpeed would go on with this machine alone where the file is missing.
-
-    Raises:
-        ConfigError: no such file, a line of another form, a host twice, or no host.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"The hostfile {str(path)!r} cannot be read: {e}. Give the path of a file of `HOST slots=N` lines.") from e
-    hosts: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        words = line.split("#", 1)[0].split()
-        if not words:
-            continue
-        slots = words[1].removeprefix("slots=") if len(words) == 2 else ""
-        if not slots.isdigit() or int(slots) == 0 or not words[-1].startswith("slots="):
-            raise ConfigError(f"{path}:{number}: {line.strip()!r} is not of the form `HOST slots=N`, such as `node-1 slots=8`.")
-        if words[0] in hosts:
-            raise ConfigError(f"{path}:{number}: the host {words[0]!r} is listed twice. Give it one line with all its slots.")
-        hosts[words[0]] = int(slots)
-    if not hosts:
-        raise ConfigError(f"The hostfile {str(path)!r} lists no host. Give it `HOST slots=N` lines, such as `node-1 slots=8`.")
-    return hosts

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from launcher.plan import LaunchPlan
+from mmscale.checkpoint.find import committed
 from mmscale.errors import RunError
 from mmscale.run_folder import RunFolder, read_lines, replace_file
 
@@ -48,12 +49,14 @@ class LaunchRecord:
     created: float
     """When that process was created, which tells it from a later one of the same number."""
     exit_code: int | None = None
-    """None while it runs."""
+    """None while it runs, and for a job of SLURM."""
     ended_at: float | None = None
+    job: str | None = None
+    """SLURM's number of the job that was submitted."""
 
     @staticmethod
-    def started(plan: LaunchPlan) -> LaunchRecord:
-        """The record of a launch by this process."""
+    def started(plan: LaunchPlan, job: str | None = None) -> LaunchRecord:
+        """The record of a launch by this process, or of a job that it submitted."""
         me = psutil.Process()
         return LaunchRecord(
             launch_id=plan.launch_id,
@@ -63,15 +66,21 @@ class LaunchRecord:
             host=os.uname().nodename,
             pid=me.pid,
             created=me.create_time(),
+            job=job,
         )
 
     def ended(self, exit_code: int) -> LaunchRecord:
         """The record once the launch is over."""
         return replace(self, exit_code=exit_code, ended_at=time.time())
 
+    def wrote(self, status: Status | None) -> bool:
+        """Whether a status is this launch's, or an attempt's of this job."""
+        launch_id = None if status is None else status.launch_id
+        return launch_id == self.launch_id or (self.job is not None and str(launch_id).startswith(f"slurm-{self.job}-"))
+
     def launcher(self) -> psutil.Process | None:
         """The launcher's process, where it still runs on this machine."""
-        if self.exit_code is not None or self.host != os.uname().nodename:
+        if self.exit_code is not None or self.job is not None or self.host != os.uname().nodename:
             return None
         try:
             process = psutil.Process(self.pid)
@@ -82,17 +91,24 @@ class LaunchRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSummary:
-    """A run in one line."""
+    """How far a run is."""
 
     run: Path
     state: str
-    """Status.state, or `died`: it says running, and no process of it is left on this machine."""
+    """Status.state; `submitted`, `starting` and `requeued` before it runs (again); `died`: it says running, and no process of it is left
+    on this machine."""
     step: int | None
     steps: int | None
-    loss: float | None
-    samples_per_s: float | None
+    metrics: Mapping[str, Any]
+    """The newest line of metrics.jsonl; empty where there is none."""
     eta_s: float | None
     """Time to the last step at the newest rate; None unless it runs."""
+    silent_s: float | None
+    """Time since it last wrote its status."""
+    launches: int
+    """How often its ranks were started."""
+    checkpoint: Path | None
+    """The newest that is committed."""
 
 
 def read_status(run: Path) -> Status | None:
@@ -136,16 +152,36 @@ def summarize(run: Path) -> RunSummary:
             f"{str(run)!r} is not a run folder: it has no status.json. Give the folder that `run` names in the stage's configuration."
         )
     last = last_metrics(run) or {}
-    state = _state(status, launch)
+    state = _state(run, status, launch)
     step = status.step if status is not None and status.step is not None else last.get("step")
     steps = status.steps if status is not None else None
     seconds = last.get("step_s")
     eta = None
     if state == "running" and steps is not None and step is not None and seconds is not None:
         eta = (steps - step) * seconds
+    checkpoints = committed(RunFolder(run).checkpoints)
     return RunSummary(
-        run=run, state=state, step=step, steps=steps, loss=last.get("loss"), samples_per_s=last.get("samples_per_s"), eta_s=eta
+        run=run,
+        state=state,
+        step=step,
+        steps=steps,
+        metrics=last,
+        eta_s=eta,
+        silent_s=None if status is None or status.time is None else max(0.0, time.time() - status.time),
+        launches=len(launch_logs(run)),
+        checkpoint=checkpoints[-1] if checkpoints else None,
     )
+
+
+def launch_logs(run: Path) -> list[Path]:
+    """The folders of the ranks' output, one a launch or an attempt of a job, oldest first."""
+    folder = run / "logs"
+    return sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime) if folder.is_dir() else []
+
+
+def rank_logs(folder: Path) -> dict[int, Path]:
+    """Rank -> its output, of a folder of `launch_logs`."""
+    return {int(path.stem.removeprefix("rank-")): path for path in folder.glob("rank-*.log")}
 
 
 def last_metrics(run: Path) -> Mapping[str, Any] | None:
@@ -154,18 +190,37 @@ def last_metrics(run: Path) -> Mapping[str, Any] | None:
     return newest[0] if newest else None
 
 
-def _state(status: Status | None, launch: LaunchRecord | None) -> str:
+def _state(run: Path, status: Status | None, launch: LaunchRecord | None) -> str:
     """A process that dies by kill -9 cannot say so: whether it lives is looked up, on the machine it ran on."""
-    if launch is not None and (status is None or status.launch_id != launch.launch_id):
+    if launch is not None and not launch.wrote(status):
+        if launch.job is not None:
+            return _job_state(run, f"slurm-{launch.job}-") or "submitted"
         if launch.exit_code is not None:
             return "failed"
         return "starting" if launch.launcher() is not None or launch.host != os.uname().nodename else "died"
     if status is None or status.state != "running":
         return "unknown" if status is None else status.state
+    if str(status.launch_id).startswith("slurm-"):
+        return _job_state(run, str(status.launch_id).rpartition("-")[0] + "-") or "running"
     if launch is not None and launch.exit_code is not None:
         return "failed"
     is_here = status.host == os.uname().nodename
     return "died" if is_here and status.pid is not None and not psutil.pid_exists(status.pid) else "running"
+
+
+def _job_state(run: Path, prefix: str) -> str | None:
+    """What the script of a job has noted last; None where the ranks' own word counts, or nothing was noted of this job."""
+    path = run / "job.history"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    words = lines[-1].split() if lines else []
+    if len(words) < 3 or not words[1].startswith(prefix):
+        return None
+    if words[2] != "ended":
+        status = read_status(run)
+        return None if status is not None and status.launch_id == words[1] else "starting"
+    if "next=requeue" in words:
+        return "requeued"
+    return {"code=0": "finished", "code=85": "stopped"}.get(words[3], "failed")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,18 +1,21 @@
-"""From a configuration and a topology to a frozen LaunchPlan: a pure function; nothing is read, written or started here."""
+"""From a configuration, a cluster and a topology to a frozen LaunchPlan: a pure function; nothing is read, written or started here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
+from launcher.cluster import ClusterConfig, EngineName
+from launcher.hosts import Slots, choose_hosts
 from launcher.machine import Machine
 from mmscale.arithmetic import plan_batch
 from mmscale.config import RunConfig
 from shards.errors import ConfigError
 
-EngineName = Literal["deepspeed", "torchrun"]
+INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""An outer launcher's variables; the ranks must not take them for their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,45 +24,59 @@ class LaunchRequest:
 
     arguments: tuple[str, ...]
     """What every rank gets: the configuration file, then `key=value` words."""
-    engine: EngineName = "deepspeed"
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     module: str = "mmscale.train"
     """The module that every rank runs."""
-    ranks_per_node: int | None = None
-    """None: one a CUDA device, or one on a machine without any; with a hostfile, its slots."""
-    hostfile: Path | None = None
     hosts: Mapping[str, int] | None = None
-    """The hostfile's content: host -> slots, in order."""
-    nodes: int | None = None
-    """Use only so many of the hostfile's hosts, the first ones."""
-    master_address: str | None = None
-    """Address of the first host; None: DeepSpeed asks that host."""
-    grace_s: float = 15.0
+    """The content of `cluster.hosts.hostfile`: host -> slots, in order."""
+    grace_s: float = 60.0
     """Time the ranks get to end after a signal before they are killed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launcher:
+    """The process that launches, as far as a plan depends on it."""
+
+    machine: Machine
+    environment: Mapping[str, str]
+    """Its environment variables; what the user has set is left as it is."""
+    here: Path
+    """The working directory, which relative paths start from and the ranks work in."""
+    python: str
+    """The interpreter; the same path on every node."""
+    launch_id: str
+    """A name that no other launch has."""
+    port: int
+    """The rendezvous port."""
+    travelling: Mapping[str, str] = field(default_factory=dict)
+    """What the user's `.deepspeed_env` files hold, for ranks on other hosts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchPlan:
     """Everything that starting a run needs, decided."""
 
-    engine: EngineName
     launch_id: str
     """Names this attempt: in MMSCALE_LAUNCH_ID of every rank, in status.json, in the log folder."""
     run: Path
     """The run folder, absolute."""
-    logs: Path
-    """Folder of the ranks' output for this launch."""
+    here: Path
+    python: str
     module: str
     arguments: tuple[str, ...]
-    hosts: tuple[tuple[str, int], ...]
-    """(host, ranks) of each node; one pair with `localhost` for this machine alone."""
-    hostfile: Path | None
+    cluster: ClusterConfig
+    hosts: tuple[tuple[str, Slots], ...]
+    """(host, slots) of each node: a rank a slot. `localhost` for this machine alone, `node-N` of the job under SLURM."""
     devices: tuple[str, ...] | None
     """CUDA indexes to use on this machine where CUDA_VISIBLE_DEVICES restricts them; else None."""
-    master_address: str | None
     master_port: int
     environment: tuple[tuple[str, str], ...]
-    """Variables set for the ranks, besides those the launcher was started with."""
+    """Variables set for the ranks, besides those that ranks on this machine inherit."""
     grace_s: float
+
+    @property
+    def engine(self) -> EngineName:
+        return self.cluster.engine
 
     @property
     def nodes(self) -> int:
@@ -67,79 +84,68 @@ class LaunchPlan:
 
     @property
     def ranks(self) -> int:
-        return sum(ranks for _, ranks in self.hosts)
+        return sum(len(slots) for _, slots in self.hosts)
 
     @property
     def is_local(self) -> bool:
         """The ranks run on this machine, as descendants of the launcher."""
-        return self.hostfile is None
+        return self.engine != "slurm" and self.cluster.hosts.hostfile is None
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the ranks' output for this launch."""
+        return self.run / "logs" / self.launch_id
+
+    def rank_log(self, rank: int) -> Path:
+        """All that a rank prints."""
+        return self.logs / f"rank-{rank}.log"
 
 
-def make_plan(
-    request: LaunchRequest,
-    config: RunConfig,
-    *,
-    machine: Machine,
-    environment: Mapping[str, str],
-    launch_id: str,
-    master_port: int,
-    here: Path,
-) -> LaunchPlan:
+def make_plan(request: LaunchRequest, config: RunConfig, launcher: Launcher) -> LaunchPlan:
     """Decide a launch.
 
     Args:
         request: what the user asked for.
         config: the configuration that `request.arguments` load to.
-        machine: this machine.
-        environment: the launcher's own environment variables; what the user has set is left as it is.
-        launch_id: a name that no other launch has.
-        master_port: the rendezvous port.
-        here: the working directory, which relative paths start from.
+        launcher: where and by whom it is asked for.
 
     Raises:
         ConfigError: a topology that cannot be had, or that the global batch does not divide over.
     """
-    run = (here / config.run).resolve()
-    hosts = _hosts(request, machine)
-    ranks = sum(count for _, count in hosts)
-    devices = _devices(request, machine, ranks) if request.hosts is None else None
+    run = (launcher.here / config.run).resolve()
+    hosts = _hosts(request, launcher.machine)
+    is_local = request.cluster.engine != "slurm" and request.hosts is None
+    ranks = sum(len(slots) for _, slots in hosts)
+    devices = _devices(request, launcher.machine, ranks) if is_local else None
     plan_batch(config, ranks)
     return LaunchPlan(
-        engine=request.engine,
-        launch_id=launch_id,
+        launch_id=launcher.launch_id,
         run=run,
-        logs=run / "logs" / launch_id,
+        here=launcher.here,
+        python=launcher.python,
         module=request.module,
         arguments=request.arguments,
+        cluster=request.cluster,
         hosts=hosts,
-        hostfile=request.hostfile,
         devices=devices,
-        master_address=request.master_address,
-        master_port=master_port,
-        environment=_environment(request, machine, environment, run, launch_id, ranks),
+        master_port=launcher.port,
+        environment=_environment(request, launcher, run, ranks, is_local=is_local),
         grace_s=request.grace_s,
     )
 
 
-def _hosts(request: LaunchRequest, machine: Machine) -> tuple[tuple[str, int], ...]:
-    if request.ranks_per_node is not None and request.ranks_per_node < 1:
-        raise ConfigError(f"`--ranks-per-node` must be at least 1; got {request.ranks_per_node}.")
-    if request.hosts is None:
-        if (request.nodes or 1) != 1:
-            raise ConfigError(f"`--nodes {request.nodes}` needs a list of the nodes: give --hostfile FILE with `HOST slots=N` lines.")
-        return (("localhost", request.ranks_per_node or len(machine.devices or ()) or 1),)
-    if request.engine == "torchrun":
-        raise ConfigError("`--engine torchrun` starts ranks on this machine only and takes no --hostfile. Use --engine deepspeed.")
-    hosts = list(request.hosts.items())
-    nodes = len(hosts) if request.nodes is None else request.nodes
-    if not 1 <= nodes <= len(hosts):
-        raise ConfigError(f"`--nodes` must be between 1 and the {len(hosts)} hosts of {request.hostfile}; got {nodes}.")
-    for host, slots in hosts[:nodes]:
-        if (request.ranks_per_node or 1) > slots:
-            raise ConfigError(
-                f"`--ranks-per-node {request.ranks_per_node}` is more than the {slots} slots of the host {host!r} in {request.hostfile}."
-            )
-    return tuple((host, request.ranks_per_node or slots) for host, slots in hosts[:nodes])
+def _hosts(request: LaunchRequest, machine: Machine) -> tuple[tuple[str, Slots], ...]:
+    cluster = request.cluster
+    if cluster.engine == "slurm":
+        slots = tuple(range(cluster.ranks_per_node or 1))
+        return tuple((f"node-{number}", slots) for number in range(cluster.nodes or 1))
+    if request.hosts is not None:
+        return choose_hosts(request.hosts, cluster)
+    if (cluster.nodes or 1) != 1:
+        raise ConfigError(
+            f"{cluster.nodes} nodes need a list of the nodes: give --hostfile FILE with `HOST slots=N` lines, or use --engine slurm."
+        )
+    return (("localhost", tuple(range(cluster.ranks_per_node or len(machine.devices or ()) or 1))),)
 
 
 def _devices(request: LaunchRequest, machine: Machine, ranks: int) -> tuple[str, ...] | None:
@@ -150,7 +156,7 @@ def _devices(request: LaunchRequest, machine: Machine, ranks: int) -> tuple[str,
         raise ConfigError(
             f"`--ranks-per-node {ranks}` is more than the {len(machine.devices)} CUDA devices here ({', '.join(machine.devices)})."
         )
-    if not machine.devices_are_restricted or request.engine == "torchrun":
+    if not machine.devices_are_restricted or request.cluster.engine == "torchrun":
         return None
     if not all(name.isdigit() for name in machine.devices):
         raise ConfigError(
@@ -160,13 +166,20 @@ def _devices(request: LaunchRequest, machine: Machine, ranks: int) -> tuple[str,
     return machine.devices[:ranks]
 
 
-def _environment(
-    request: LaunchRequest, machine: Machine, environment: Mapping[str, str], run: Path, launch_id: str, ranks: int
-) -> tuple[tuple[str, str], ...]:
-    wanted = {"MMSCALE_LAUNCH_ID": launch_id, "MMSCALE_RUN": str(run)}
-    if request.hosts is None:
-        if "OMP_NUM_THREADS" not in environment:
-            wanted["OMP_NUM_THREADS"] = str(max(1, machine.cores // ranks))
-        if machine.accelerator == "cpu" and "DS_ACCELERATOR" not in environment:
+def _environment(request: LaunchRequest, launcher: Launcher, run: Path, ranks: int, *, is_local: bool) -> tuple[tuple[str, str], ...]:
+    """Ranks on this machine inherit the launcher's variables; others get those on the cluster's list, and no more."""
+    cluster, theirs = request.cluster, launcher.environment
+    wanted: dict[str, str] = {}
+    if is_local:
+        if "OMP_NUM_THREADS" not in theirs:
+            wanted["OMP_NUM_THREADS"] = str(max(1, launcher.machine.cores // ranks))
+        if launcher.machine.accelerator == "cpu" and "DS_ACCELERATOR" not in theirs:
             wanted["DS_ACCELERATOR"] = "cpu"
+    else:
+        wanted |= {name: value for name, value in theirs.items() if any(fnmatchcase(name, pattern) for pattern in cluster.travel)}
+        wanted |= launcher.travelling
+    wanted |= {name: str(value) for name, value in cluster.environment.items()}
+    wanted |= {"MMSCALE_RUN": str(run)}
+    if cluster.engine != "slurm":  # there an id for every start of the job is made by the script
+        wanted |= {"MMSCALE_LAUNCH_ID": launcher.launch_id}
     return tuple(sorted(wanted.items()))

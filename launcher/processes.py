@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -86,70 +84,6 @@ def processes_of_run(run: Path) -> Iterator[psutil.Process]:
             yield process
 
 
-@dataclass(slots=True)
-class RankWatch:
-    """The rank processes of this machine: found as they appear, watched until they end."""
-
-    expected: int
-    """How many there will be."""
-    ranks: dict[int, psutil.Process] = field(default_factory=dict)
-    """Rank -> its process, dead or alive."""
-    last_alive: dict[int, float] = field(default_factory=dict)
-    """Rank -> the last time it was seen alive, seconds since the epoch. A rank that ended did so after that."""
-    handles: dict[int, int] = field(default_factory=dict)
-    """Rank -> descriptor that becomes readable at its end, of those not seen to have ended."""
-
-    def look(self) -> None:
-        """Find ranks that have started and note which are alive."""
-        if len(self.ranks) < self.expected:
-            self._find()
-        now = time.time()
-        for rank in self.alive():
-            self.last_alive[rank] = now
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait, but wake at once when a rank ends: its launcher ends the peers within a tenth of a second, and then nobody can tell."""
-        ends = select.poll()
-        for descriptor in self.handles.values():
-            ends.register(descriptor, select.POLLIN)
-        ended = {descriptor for descriptor, _ in ends.poll(1000 * timeout_s)}
-        now = time.time()
-        for rank, descriptor in list(self.handles.items()):
-            if descriptor in ended:
-                os.close(self.handles.pop(rank))
-            else:
-                self.last_alive[rank] = now
-
-    def close(self) -> None:
-        """Close what is held open."""
-        while self.handles:
-            os.close(self.handles.popitem()[1])
-
-    def alive(self) -> list[int]:
-        """The ranks that run."""
-        return [rank for rank, process in self.ranks.items() if _is_alive(process)]
-
-    def ended(self) -> list[int]:
-        """The ranks that were seen and have ended."""
-        return sorted(set(self.ranks) - set(self.alive()))
-
-    def send(self, number: signal.Signals) -> None:
-        """Signal every rank that runs, all at once (DeepSpeed's launcher goes one by one, up to 30 s apart)."""
-        for rank in self.alive():
-            send(self.ranks[rank], number)
-
-    def _find(self) -> None:
-        """A rank is a process that has LOCAL_RANK and whose parent has not (a loader's worker has inherited it)."""
-        processes = descendants()
-        local = {p.pid for p in processes if _variable(p, "LOCAL_RANK") is not None}
-        for process in processes:
-            rank = _variable(process, "RANK")
-            if process.pid in local and rank is not None and int(rank) not in self.ranks and _parent(process) not in local:
-                self.ranks[int(rank)] = process
-                with contextlib.suppress(ProcessLookupError):
-                    self.handles[int(rank)] = os.pidfd_open(process.pid)
-
-
 def wait_until_gone(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
     """Wait for processes to end.
 
@@ -168,13 +102,6 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except GONE:
         return False
-
-
-def _parent(process: psutil.Process) -> int | None:
-    try:
-        return process.ppid()
-    except GONE:
-        return None
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:

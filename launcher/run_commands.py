@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
-from launcher import monitor, processes
+from launcher import logs, monitor, processes, submit
 from mmscale.checkpoint.find import committed, step_of
 from mmscale.checkpoint.manifest import find_fault, read_manifest
 from mmscale.errors import CheckpointError, RunError
 from mmscale.run_folder import RunFolder
 
-ROW = "{:<32} {:<9} {:>17} {:>9} {:>10} {:>9}"
+FOLLOW_S = 1.0
+ROW = "{:<32} {:<9} {:>17} {:>9} {:>10} {:>6} {:>9}"
+ENDED = {"finished", "stopped", "failed", "died"}
 
 
 def ls(below: Path) -> None:
@@ -25,31 +30,87 @@ def ls(below: Path) -> None:
     runs = [monitor.summarize(run) for run in monitor.find_runs(below)]
     if not runs:
         raise RunError(f"There is no run at or below {str(below)!r}. Give the folder that holds your runs.")
-    print(ROW.format("run", "state", "step", "loss", "samples/s", "left"))
+    print(ROW.format("run", "state", "step", "loss", "samples/s", "MFU", "left"))
     for run in runs:
         steps = f"{_text(run.step)} of {_text(run.steps)}"
-        rate = "-" if run.samples_per_s is None else f"{run.samples_per_s:,.1f}"
-        loss = "-" if run.loss is None else f"{run.loss:.4f}"
-        print(ROW.format(str(run.run), run.state, steps, loss, rate, "-" if run.eta_s is None else _duration(run.eta_s)))
+        words = [_number(run.metrics, name, form) for name, form in (("loss", ".4f"), ("samples_per_s", ",.1f"), ("mfu", ".1%"))]
+        print(ROW.format(str(run.run), run.state, steps, *words, "-" if run.eta_s is None else _duration(run.eta_s)))
 
 
-def show(run: Path) -> None:
-    """Print what is known of one run.
+def show(run: Path, *, follow: bool = False) -> None:
+    """Print what is known of one run, from its folder alone.
+
+    Args:
+        run: its folder.
+        follow: go on with a line whenever something has changed, until the run has ended.
 
     Raises:
         RunError: the folder is not a run's.
     """
-    summary, launch, metrics = monitor.summarize(run), monitor.read_launch(run), monitor.last_metrics(run)
+    summary, launch = monitor.summarize(run), monitor.read_launch(run)
+    _print_failure(summary)
     print(f"state        {summary.state}, step {_text(summary.step)} of {_text(summary.steps)}")
     if summary.eta_s is not None:
         print(f"left         {_duration(summary.eta_s)}")
+    if summary.silent_s is not None and summary.state not in ENDED:
+        print(f"last word    {_duration(summary.silent_s)} ago")
     if launch is not None:
         ended = "" if launch.exit_code is None else f", exit code {launch.exit_code}"
-        print(f"launch       {launch.launch_id}: {launch.engine}, {launch.ranks} ranks, from {launch.host}{ended}")
+        job = "" if launch.job is None else f", job {launch.job}"
+        print(f"launch       {launch.launch_id}: {launch.engine}{job}, {launch.ranks} ranks, from {launch.host}{ended}")
         print(f"arguments    {' '.join(launch.arguments)}")
-    found = committed(RunFolder(run).checkpoints)
-    print(f"checkpoints  {', '.join(folder.name for folder in found) or 'none'}")
-    _print_metrics(metrics or {})
+    print(f"restarts     {max(0, summary.launches - 1)}")
+    print(f"checkpoints  {', '.join(folder.name for folder in committed(RunFolder(run).checkpoints)) or 'none'}")
+    if summary.checkpoint is not None:
+        print(f"last commit  {_duration(time.time() - summary.checkpoint.stat().st_mtime)} ago")
+    _print_metrics(summary.metrics)
+    while follow and summary.state not in ENDED:
+        time.sleep(FOLLOW_S)
+        before, summary = summary, monitor.summarize(run)
+        if (before.state, before.step, before.checkpoint) != (summary.state, summary.step, summary.checkpoint):
+            print(progress(summary), flush=True)
+
+
+def progress(run: monitor.RunSummary) -> str:
+    """A run in one line, as `show --follow` prints it."""
+    metrics, parts = run.metrics, [f"{run.state:<9} step {_text(run.step)}/{_text(run.steps)}"]
+    if "loss" in metrics:
+        parts.append(f"loss {metrics['loss']:.4f}")
+    parts += [f"{_number(metrics, 'samples_per_s', ',.1f')} samples/s", f"MFU {_number(metrics, 'mfu', '.1%')}"]
+    if metrics.get("step_s"):
+        parts.append(f"data wait {metrics.get('data_wait_s', 0.0) / metrics['step_s']:.0%}")
+    parts += [f"left {'-' if run.eta_s is None else _duration(run.eta_s)}", f"restarts {max(0, run.launches - 1)}"]
+    return "  ".join([*parts, f"committed {'-' if run.checkpoint is None else run.checkpoint.name}"])
+
+
+def show_logs(run: Path, ranks: Sequence[int], lines: int, *, follow: bool = False, to: TextIO = sys.stdout) -> None:
+    """Print the ranks' output of the newest launch, each line with its rank before it.
+
+    Args:
+        run: its folder.
+        ranks: only these; empty for all.
+        lines: the last so many of each rank.
+        follow: go on with what comes, until the run has ended.
+        to: where to.
+
+    Raises:
+        RunError: no launch has written any output.
+    """
+    folders = [folder for folder in monitor.launch_logs(run) if monitor.rank_logs(folder)]
+    if not folders:
+        raise RunError(f"The run {str(run)!r} has no output of its ranks. `mmscale runs show {run}` tells how it stands.")
+    files = {rank: path for rank, path in sorted(monitor.rank_logs(folders[-1]).items()) if not ranks or rank in ranks}
+    followers = {rank: logs.LineFollower(path, start=path.stat().st_size) for rank, path in files.items()}
+    for rank, path in files.items():
+        to.writelines(f"[rank {rank}] {line}\n" for line in logs.tail(path, lines))
+    while follow:
+        ended = monitor.summarize(run).state in ENDED
+        for rank, follower in followers.items():
+            to.writelines(f"[rank {rank}] {line}\n" for line in follower.lines())
+        to.flush()
+        if ended:
+            return
+        time.sleep(FOLLOW_S)
 
 
 def stop(run: Path, grace_s: float) -> None:
@@ -59,6 +120,8 @@ def stop(run: Path, grace_s: float) -> None:
         RunError: nothing of it runs here.
     """
     launch = monitor.read_launch(run)
+    if launch is not None and launch.job is not None:
+        return _stop_job(run, launch.job)
     launcher = None if launch is None else launch.launcher()
     living = list(processes.processes_of_run(run.resolve()))
     if launcher is None and not living:
@@ -70,6 +133,19 @@ def stop(run: Path, grace_s: float) -> None:
         processes.send(process, signal.SIGKILL)
     processes.wait_until_gone(waited, 5.0)
     print(f"stopped: {run} ({monitor.summarize(run).state})")
+
+
+def _stop_job(run: Path, job: str) -> None:
+    """Have a job's ranks commit a checkpoint and end, for good: its script sees the mark and does not requeue."""
+    state = submit.job_state(job)
+    if state is None:
+        raise RunError(
+            f"Job {job} of the run {str(run)!r} is not in SLURM's queue as seen from here. `mmscale runs show {run}` tells how it stands."
+        )
+    (run / "stop").touch()
+    words = ["--signal=USR1", "--batch"] if state == "RUNNING" else []
+    subprocess.run(["scancel", *words, job], check=True)
+    print(f"job {job} was {state.lower()} and is {'asked for a checkpoint and its end' if words else 'cancelled'}: {run}")
 
 
 def list_checkpoints(run: Path) -> None:
@@ -106,6 +182,22 @@ def _checkpoints(run: Path) -> list[Path]:
     if not found:
         raise CheckpointError(f"The run {str(run)!r} has no committed checkpoint.")
     return found
+
+
+def _print_failure(summary: monitor.RunSummary) -> None:
+    """The words of the rank that failed first, before everything else; nothing of a run that has not failed."""
+    folders = monitor.launch_logs(summary.run)
+    if summary.state not in ("failed", "died", "requeued") or not folders:
+        return
+    files = monitor.rank_logs(folders[-1])
+    rank = logs.first_failure({}, files)
+    if rank is not None:
+        print(f"rank {rank} failed first ({files[rank]}):")
+        print("\n".join(f"  [rank {rank}] {line}" for line in logs.last_words(files[rank])))
+
+
+def _number(metrics: Mapping[str, Any], name: str, form: str) -> str:
+    return "-" if metrics.get(name) is None else format(metrics[name], form)
 
 
 def _print_metrics(metrics: Mapping[str, object]) -> None:

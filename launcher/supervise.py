@@ -16,17 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from launcher import logs, processes
-from launcher.engines import Engine, engine_of
+from launcher.engines import engine_of
 from launcher.errors import LaunchError
 from launcher.monitor import LaunchRecord, Status, read_status, write_launch
-from launcher.plan import LaunchPlan
+from launcher.plan import INHERITED, LaunchPlan
+from launcher.watch import Rank, Watch, own_address
 from mmscale.errors import RunError
 
 POLL_S = 0.1
 STOPPED, NO_PROGRESS = 85, 86
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# An outer launcher's; the ranks must not take them for their own.
-INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(slots=True)
@@ -51,58 +50,82 @@ def supervise(plan: LaunchPlan) -> int:
     """
     engine = engine_of(plan.engine)
     _refuse_second_launch(plan)
+    program = engine.program(plan)
     plan.logs.mkdir(parents=True)
-    engine.prepare(plan)
-    command = [engine.program(), *engine.command(plan)[1:]]
+    for path, text in engine.files(plan).items():
+        path.write_text(text, encoding="utf-8")
+    command = [program, *engine.command(plan)[1:]]
     environment = {k: v for k, v in os.environ.items() if k not in INHERITED} | engine.variables(plan)
     processes.become_subreaper()
-    watch = processes.RankWatch(plan.ranks if plan.is_local else 0)
+    watch = Watch(plan.logs, _own_address(plan), silence_s=plan.cluster.hosts.silence_s, grace_s=plan.grace_s)
     with _listening() as received:
         write_launch(plan.run, LaunchRecord.started(plan))
         try:
             # a session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on once
             child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-            _follow(plan, engine, child, watch, received)
+            lost = _follow(plan, child, watch, received)
         finally:
             left = processes.kill_descendants()
             watch.close()
     if left:
         _say(f"{left} processes of the run were still there and were killed.")
-    return _verdict(plan, engine, child.returncode, watch, received)
+    return _verdict(plan, child.returncode, watch, received, lost)
 
 
-def _follow(plan: LaunchPlan, engine: Engine, child: subprocess.Popen[bytes], watch: processes.RankWatch, received: Received) -> None:
-    """Until the command has ended: copy the first rank's output, note which ranks end, pass signals on."""
+def _follow(plan: LaunchPlan, child: subprocess.Popen[bytes], watch: Watch, received: Received) -> list[Rank]:
+    """Until the command has ended: copy the first rank's output, note which ranks end, pass signals on.
+
+    Returns:
+        The ranks whose host said nothing any more; then everything is ended at once.
+    """
     follower = logs.Follower(sys.stdout.buffer)
     while child.poll() is None:
-        watch.look()
+        watch.look(POLL_S)
         processes.reap(keep=child.pid)
-        follower.copy(engine.rank_logs(plan).get(0, []))
+        follower.copy([plan.rank_log(0)])
+        if lost := watch.silent():
+            for process in processes.descendants():
+                processes.send(process, signal.SIGKILL)
+            child.wait()
+            return lost
         _pass_on(plan, child, watch, received)
-        watch.wait(POLL_S)
-    watch.look()
-    follower.copy(engine.rank_logs(plan).get(0, []))
+    watch.look(POLL_S)
+    follower.copy([plan.rank_log(0)])
+    return []
 
 
-def _pass_on(plan: LaunchPlan, child: subprocess.Popen[bytes], watch: processes.RankWatch, received: Received) -> None:
+def _pass_on(plan: LaunchPlan, child: subprocess.Popen[bytes], watch: Watch, received: Received) -> None:
     """Give a new signal to the ranks; kill everything at a second request to stop, or when the time is over."""
     stops = [n for n in received.numbers if n not in (signal.SIGUSR1, signal.SIGUSR2)]
     if len(stops) > 1 or time.monotonic() > received.deadline:
+        watch.send(signal.SIGKILL)
         for process in processes.descendants():
             processes.send(process, signal.SIGKILL)
         return
     for number in received.numbers[received.forwarded :]:
         received.forwarded += 1
-        if not plan.is_local:
-            child.send_signal(signal.SIGTERM)  # its handler tells the other hosts
-        elif watch.alive():
+        if watch.alive():
             watch.send(number)
         elif number in stops:
-            for process in processes.descendants():
+            for process in processes.descendants():  # deepspeed's handler tells the other hosts
                 processes.send(process, signal.SIGTERM)
         if number in stops:
             received.deadline = time.monotonic() + plan.grace_s
             _say(f"{number.name} passed on to the ranks. They have {plan.grace_s:g} s to end; once more kills them at once.")
+
+
+def _own_address(plan: LaunchPlan) -> str:
+    """Where the ranks reach this process."""
+    if plan.is_local:
+        return "127.0.0.1"
+    host = plan.hosts[0][0]
+    try:
+        return plan.cluster.hosts.launcher_address or own_address(host)
+    except OSError as e:
+        raise RunError(
+            f"The first host, {host!r}, has no address here: {e}. Give the hostfile names that this machine knows, or set "
+            "`hosts.launcher_address` of the cluster to an address of this machine that the hosts reach."
+        ) from e
 
 
 @contextmanager
@@ -127,7 +150,7 @@ def _refuse_second_launch(plan: LaunchPlan) -> None:
         )
 
 
-def _verdict(plan: LaunchPlan, engine: Engine, code: int, watch: processes.RankWatch, received: Received) -> int:
+def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost: list[Rank]) -> int:
     """How it ended, from the command's exit code and the run's own word."""
     status = read_status(plan.run)
     mine = status if status is not None and status.launch_id == plan.launch_id else None
@@ -146,13 +169,19 @@ def _verdict(plan: LaunchPlan, engine: Engine, code: int, watch: processes.RankW
     elif number is not None:
         _say(f"ended by {number.name} {_where(mine)}. The same command goes on from its newest checkpoint.")
     else:
-        _print_first_failure(plan, engine, watch)
-        raise LaunchError(_explain(plan, code, mine), exit_code=result)
+        _print_first_failure(plan, watch)
+        raise LaunchError(_explain(plan, code, mine, lost), exit_code=result)
     return result
 
 
-def _explain(plan: LaunchPlan, code: int, mine: Status | None) -> str:
+def _explain(plan: LaunchPlan, code: int, mine: Status | None, lost: list[Rank]) -> str:
     advice = f"The output of every rank is in {plan.logs}. The same command goes on from its newest checkpoint."
+    if lost:
+        hosts = ", ".join(sorted({rank.host for rank in lost}))
+        return (
+            f"The run ended {_where(mine)} because nothing was heard of {hosts} for {plan.cluster.hosts.silence_s:g} s: the host or its "
+            f"network is down. Mend it, or leave it out with --exclude. {advice}"
+        )
     if code == 0:
         return (
             f"`{plan.engine}` ended with exit code 0, but the run did not finish: it ended {_where(mine)}. This is what "
@@ -169,13 +198,13 @@ def _where(mine: Status | None) -> str:
     return f"at step {mine.step if mine.step is not None else '?'} of {mine.steps} (its status.json says {mine.state!r})"
 
 
-def _print_first_failure(plan: LaunchPlan, engine: Engine, watch: processes.RankWatch) -> None:
-    files = engine.rank_logs(plan)
-    rank = logs.first_failure(watch.ended(), watch.last_alive, files)
+def _print_first_failure(plan: LaunchPlan, watch: Watch) -> None:
+    rank = logs.first_failure(watch.ended(), {rank: plan.rank_log(rank) for rank in range(plan.ranks)})
     if rank is None:
         return
-    _say(f"rank {rank} ended first; its last lines:")
-    for line in logs.tail(files.get(rank, [])):
+    host = f" on {watch.ranks[rank].host}" if rank in watch.ranks and not plan.is_local else ""
+    _say(f"rank {rank}{host} ended first; its last lines:")
+    for line in logs.last_words(plan.rank_log(rank)):
         print(f"  [rank {rank}] {line}", file=sys.stderr)
 
 

@@ -1,11 +1,12 @@
-"""Engines: from a LaunchPlan to a command. Each is a module of the same five functions."""
+"""Engines: from a LaunchPlan to a command. Each is a module of the same four functions."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
 
-from launcher.plan import EngineName, LaunchPlan
+from launcher.cluster import EngineName
+from launcher.plan import LaunchPlan
 
 
 class Engine(Protocol):
@@ -17,19 +18,16 @@ class Engine(Protocol):
     def variables(self, plan: LaunchPlan) -> dict[str, str]:
         """Environment variables for the command, besides the launcher's own. Pure."""
 
-    def prepare(self, plan: LaunchPlan) -> None:
-        """Write what the command needs beside it into `plan.logs`."""
+    def files(self, plan: LaunchPlan) -> dict[Path, str]:
+        """The files that the command needs beside it, in the run folder. Pure."""
 
-    def program(self) -> str:
-        """Path of the program."""
-
-    def rank_logs(self, plan: LaunchPlan) -> dict[int, list[Path]]:
-        """The files that hold each rank's output so far."""
+    def program(self, plan: LaunchPlan) -> str:
+        """Path of the program; raises RunError where it or what it needs is not installed."""
 
 
 def engine_of(name: EngineName) -> Engine:
     """The engine of a name."""
-    from launcher.engines import deepspeed, torchrun
+    from launcher.engines import deepspeed, slurm, torchrun
 
-    engines: dict[EngineName, Engine] = {"deepspeed": deepspeed, "torchrun": torchrun}
+    engines: dict[EngineName, Engine] = {"deepspeed": deepspeed, "torchrun": torchrun, "slurm": slurm}
     return engines[name]

@@ -34,7 +34,7 @@ class Launched:
 
     def ranks(self) -> list[psutil.Process]:
         """The rank processes, by rank."""
-        ranks = [p for p in self.processes() if "tests.launcher.standin" in p.cmdline() and "--module" not in p.cmdline()]
+        ranks = [p for p in self.processes() if p.cmdline()[2:4] == ["-m", "tests.launcher.standin"]]
         return sorted(ranks, key=lambda p: int(p.environ()["RANK"]))
 
     def output(self, timeout_s: float = 180.0) -> tuple[int, str, str]:

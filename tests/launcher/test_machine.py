@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.machine import free_port, read_hostfile, this_machine
-from shards.errors import ConfigError
+from launcher.machine import free_port, this_machine
 
 
 @pytest.fixture
@@ -46,30 +45,3 @@ def test_machine_without_devices(tmp_path: Path) -> None:
 
 def test_free_ports_are_ports() -> None:
     assert 1024 <= free_port() <= 65535
-
-
-def test_hostfile_is_read_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("# ours\nnode-2 slots=8\n\nnode-1 slots=4  # the old one\n")
-    assert list(read_hostfile(path).items()) == [("node-2", 8), ("node-1", 4)]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("node-1\n", r":1: 'node-1' is not of the form `HOST slots=N`"),
-        ("node-1 slots=0\n", r":1: 'node-1 slots=0' is not of the form"),
-        ("a slots=1\na slots=2\n", r":2: the host 'a' is listed twice"),
-        ("# nobody\n", r"lists no host\. Give it `HOST slots=N` lines"),
-    ],
-)
-def test_wrong_hostfile_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "hosts"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        read_hostfile(path)
-
-
-def test_missing_hostfile_is_no_single_node_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"The hostfile '.*nowhere' cannot be read: .*No such file"):
-        read_hostfile(tmp_path / "nowhere")

@@ -1,14 +1,17 @@
 """Runs are summed up from their folders alone, a run that died without a word included."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher import run_commands
+from launcher.logs import LineFollower
 from launcher.monitor import LaunchRecord, find_runs, last_metrics, read_launch, read_status, summarize, write_launch
 from mmscale.errors import CheckpointError, RunError
 from mmscale.run_folder import RunFolder
@@ -29,7 +32,7 @@ def ended_process() -> int:
 
 def test_running_run(tmp_path: Path) -> None:
     summary = summarize(write_run(tmp_path))
-    assert (summary.state, summary.step, summary.steps, summary.loss, summary.eta_s) == ("running", 20, 100, 0.05, 160.0)
+    assert (summary.state, summary.step, summary.steps, summary.metrics["loss"], summary.eta_s) == ("running", 20, 100, 0.05, 160.0)
 
 
 def test_run_whose_process_is_gone_has_died(tmp_path: Path) -> None:
@@ -109,3 +112,72 @@ def test_listing_and_showing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "20 of 100" in out
     assert "0:02:40" in out
     assert "samples_per_s                50" in out
+
+
+def write_logs(run: Path, launch_id: str, **texts: str) -> None:
+    folder = run / "logs" / launch_id
+    folder.mkdir(parents=True)
+    for rank, text in texts.items():
+        (folder / f"rank-{rank.removeprefix('r')}.log").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("history", "launch_id", "state"),
+    [
+        ([], "slurm-7-0", "running"),
+        ([], None, "submitted"),
+        (["T slurm-6-0 ended code=1 next=stop"], None, "submitted"),
+        (["T slurm-7-0 began nodes=n1"], None, "starting"),
+        (["T slurm-7-0 began nodes=n1"], "slurm-7-0", "running"),
+        (["T slurm-7-1 began nodes=n1"], "slurm-7-0", "starting"),
+        (["T slurm-7-0 ended code=1 checkpoint=none next=requeue failed=n2"], "slurm-7-0", "requeued"),
+        (["T slurm-7-0 ended code=86 checkpoint=none next=stop: no"], "slurm-7-0", "failed"),
+        (["T slurm-7-0 ended code=85 checkpoint=none next=stop: asked"], "slurm-7-0", "stopped"),
+    ],
+)
+def test_state_of_a_job_is_told_from_the_folder(tmp_path: Path, history: list[str], launch_id: str | None, state: str) -> None:
+    if launch_id is not None:
+        write_run(tmp_path, launch_id=launch_id, pid=ended_process())
+    (tmp_path / "job.history").write_text("".join(line + "\n" for line in history))
+    write_launch(tmp_path, replace(launch_record(None), job="7", engine="slurm"))
+    assert summarize(tmp_path).state == state
+
+
+def test_failure_is_shown_first_with_its_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "running", launch_id="b")
+    write_launch(tmp_path, launch_record(1))
+    write_logs(tmp_path, "a", r0="old\n")
+    write_logs(tmp_path, "b", r0="step 1\n", r1="step 1\nTraceback (most recent call last):\nValueError: odd\n")
+    run_commands.show(tmp_path)
+    out = capsys.readouterr().out
+    assert out.startswith("rank 1 failed first (")
+    assert "  [rank 1] ValueError: odd\nstate        failed, step 20 of 100\n" in out
+    assert "restarts     1\n" in out
+
+
+def test_progress_in_a_line(tmp_path: Path) -> None:
+    line = run_commands.progress(summarize(write_run(tmp_path)))
+    assert line == "running   step 20/100  loss 0.0500  50.0 samples/s  MFU -  data wait 0%  left 0:02:40  restarts 0  committed -"
+
+
+def test_lines_of_the_ranks_have_their_number(tmp_path: Path) -> None:
+    write_run(tmp_path, "finished")
+    with pytest.raises(RunError, match="has no output of its ranks"):
+        run_commands.show_logs(tmp_path, [], 2)
+    write_logs(tmp_path, "a", r0="one\ntwo\nthree\n", r1="four\n")
+    out = io.StringIO()
+    run_commands.show_logs(tmp_path, [], 2, follow=True, to=out)
+    assert out.getvalue() == "[rank 0] two\n[rank 0] three\n[rank 1] four\n"
+    out = io.StringIO()
+    run_commands.show_logs(tmp_path, [1], 2, to=out)
+    assert out.getvalue() == "[rank 1] four\n"
+
+
+def test_follower_gives_whole_lines(tmp_path: Path) -> None:
+    follower = LineFollower(tmp_path / "log")
+    seen = []
+    for text in ("one\ntw", "o\nthr"):
+        with follower.path.open("a") as file:
+            file.write(text)
+        seen += follower.lines()
+    assert seen == ["one", "two"]

@@ -1,13 +1,19 @@
 """Plans are pure: the same request, configuration and machine give the same plan and the same command, word for word."""
 
+import os
+import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launcher.engines import engine_of
+from launcher.cluster import ClusterConfig, EngineName, HostsConfig, load_cluster, time_limit_s
+from launcher.engines import engine_of, slurm
 from launcher.machine import Machine
-from launcher.plan import LaunchPlan, LaunchRequest, make_plan
+from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
+from launcher.start import describe
 from mmscale.config import DataConfig, RunConfig, TrainConfig
 from mmscale.objectives_config import ObjectiveConfig, ObjectivesConfig
 from shards.errors import ConfigError
@@ -29,30 +35,52 @@ def config(**train: int) -> RunConfig:
     )
 
 
+def request(engine: EngineName = "deepspeed", hosts: Mapping[str, int] | None = None, **cluster: Any) -> LaunchRequest:
+    where = HostsConfig(hostfile=None if hosts is None else "hosts", **cluster.pop("reached", {}))
+    return LaunchRequest(arguments=ARGUMENTS, cluster=ClusterConfig(engine=engine, hosts=where, **cluster), hosts=hosts)
+
+
 def plan_for(request: LaunchRequest, machine: Machine, environment: Mapping[str, str] | None = None, **train: int) -> LaunchPlan:
-    return make_plan(request, config(**train), machine=machine, environment=environment or {}, launch_id="ID", master_port=29999, here=HERE)
+    launcher = Launcher(machine=machine, environment=environment or {}, here=HERE, python="/opt/python", launch_id="ID", port=29999)
+    return make_plan(request, config(**train), launcher)
 
 
 def command(plan: LaunchPlan) -> str:
     return " ".join(engine_of(plan.engine).command(plan))
 
 
-TAIL = "--enable_each_rank_log /home/ada/project/runs/a/logs/ID --module mmscale.train stage.yaml train.seed=3"
+TAIL = "--log_level error --no_local_rank --module launcher.rank mmscale.train stage.yaml train.seed=3"
 
 
-def test_command_for_ranks_on_a_machine_without_devices() -> None:
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS, ranks_per_node=2), LAPTOP)
-    assert command(plan) == f"deepspeed --num_accelerators 2 --master_port 29999 --log_level error --no_local_rank {TAIL}"
-    assert plan.environment == (
-        ("DS_ACCELERATOR", "cpu"),
-        ("MMSCALE_LAUNCH_ID", "ID"),
-        ("MMSCALE_RUN", "/home/ada/project/runs/a"),
-        ("OMP_NUM_THREADS", "4"),
-    )
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("local-deepspeed", request(ranks_per_node=2)),
+        ("local-torchrun", request("torchrun", ranks_per_node=2)),
+        ("hosts-deepspeed", request(hosts=HOSTS, nodes=2, reached={"exclude": "node-1:0", "master_address": "10.0.0.1"}, ranks_per_node=4)),
+        ("hosts-torchrun", request("torchrun", HOSTS, ranks_per_node=4, environment={"NCCL_DEBUG": "WARN"}, reached={"exclude": "node-1"})),
+        ("slurm", LaunchRequest(arguments=ARGUMENTS, cluster=load_cluster("slurm", ["setup=[module load cuda]", "slurm.partition=long"]))),
+    ],
+)
+def test_plan_word_for_word(name: str, asked: LaunchRequest) -> None:
+    """The whole of what a dry run prints; after a wanted change, write it anew: MMSCALE_WRITE_GOLDEN=1."""
+    travelled = {"NCCL_SOCKET_IFNAME": "ib0", "HOME": "/home/ada", "AWS_SECRET_ACCESS_KEY": "secret"}
+    shown = describe(plan_for(asked, LAPTOP, travelled)) + "\n"
+    path = Path(__file__).with_name("golden") / f"{name}.txt"
+    if "MMSCALE_WRITE_GOLDEN" in os.environ:
+        path.write_text(shown)
+    assert shown == path.read_text()
+    assert "secret" not in shown
+
+
+def test_script_of_slurm_is_a_script(tmp_path: Path) -> None:
+    text = slurm.script(plan_for(LaunchRequest(arguments=ARGUMENTS, cluster=load_cluster("slurm")), LAPTOP))
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False).stderr == ""
+    assert re.search(r"@[A-Z_]+@", text) is None
 
 
 def test_command_takes_every_device_by_default() -> None:
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS), SERVER)
+    plan = plan_for(request(), SERVER)
     assert plan.ranks == 4
     assert command(plan).startswith("deepspeed --num_accelerators 4 --master_port 29999 ")
     assert dict(plan.environment)["OMP_NUM_THREADS"] == "16"
@@ -60,80 +88,84 @@ def test_command_takes_every_device_by_default() -> None:
 
 
 def test_restricted_devices_are_named_because_deepspeed_would_forget_them() -> None:
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS), SHARED_SERVER)
+    plan = plan_for(request(), SHARED_SERVER)
     assert command(plan).startswith("deepspeed --include localhost:2,3 --master_port 29999 ")
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS, ranks_per_node=1), SHARED_SERVER)
+    plan = plan_for(request(ranks_per_node=1), SHARED_SERVER)
     assert command(plan).startswith("deepspeed --include localhost:2 --master_port 29999 ")
 
 
-def test_command_for_a_hostfile() -> None:
-    request = LaunchRequest(arguments=ARGUMENTS, hostfile=Path("hosts"), hosts=HOSTS, nodes=2, ranks_per_node=8, master_address="10.0.0.1")
-    plan = plan_for(request, LAPTOP)
-    assert plan.hosts == (("node-1", 8), ("node-2", 8))
-    assert command(plan) == (
-        "deepspeed --hostfile hosts --num_nodes 2 --force_multi --num_accelerators 8 --master_addr 10.0.0.1 --master_port 29999 "
-        f"--log_level error --no_local_rank {TAIL}"
-    )
-    assert engine_of("deepspeed").variables(plan) == {
-        "DS_ENV_FILE": "/home/ada/project/runs/a/logs/ID/environment",
-        "MMSCALE_LAUNCH_ID": "ID",
-        "MMSCALE_RUN": "/home/ada/project/runs/a",
-    }
-
-
 def test_hosts_with_different_slots_keep_them() -> None:
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS, hostfile=Path("hosts"), hosts=HOSTS), LAPTOP, global_batch=200)
+    plan = plan_for(request(hosts=HOSTS), LAPTOP, global_batch=200)
     assert plan.ranks == 20
-    assert "--num_accelerators" not in command(plan)
-
-
-def test_command_of_torchrun() -> None:
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS, engine="torchrun", ranks_per_node=2), LAPTOP)
-    assert command(plan) == (
-        "torchrun --nnodes 1 --nproc-per-node 2 --master-addr 127.0.0.1 --master-port 29999 "
-        "--log-dir /home/ada/project/runs/a/logs/ID --redirects 3 --module mmscale.train stage.yaml train.seed=3"
-    )
+    assert command(plan) == f"deepspeed --hostfile /home/ada/project/runs/a/logs/ID/hostfile --force_multi --master_port 29999 {TAIL}"
+    with pytest.raises(ConfigError, match=r"the hosts chosen have different slots: node-1 8, node-2 8, node-3 4\. Give --ranks-per-node"):
+        command(plan_for(request("torchrun", HOSTS), LAPTOP, global_batch=200))
 
 
 def test_what_the_user_has_set_is_left_alone() -> None:
-    plan = plan_for(LaunchRequest(arguments=ARGUMENTS, ranks_per_node=2), LAPTOP, {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
+    plan = plan_for(request(ranks_per_node=2), LAPTOP, {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
     assert [name for name, _ in plan.environment] == ["MMSCALE_LAUNCH_ID", "MMSCALE_RUN"]
 
 
 def test_planning_is_pure() -> None:
-    request = LaunchRequest(arguments=ARGUMENTS, ranks_per_node=2)
-    assert plan_for(request, LAPTOP) == plan_for(request, LAPTOP)
+    assert plan_for(request(ranks_per_node=2), LAPTOP) == plan_for(request(ranks_per_node=2), LAPTOP)
 
 
 @pytest.mark.parametrize(
     ("request_", "machine", "message"),
     [
-        (LaunchRequest(arguments=ARGUMENTS, ranks_per_node=0), LAPTOP, r"`--ranks-per-node` must be at least 1; got 0\."),
-        (LaunchRequest(arguments=ARGUMENTS, nodes=2), LAPTOP, r"`--nodes 2` needs a list of the nodes: give --hostfile FILE"),
-        (LaunchRequest(arguments=ARGUMENTS, ranks_per_node=5), SERVER, r"`--ranks-per-node 5` is more than the 4 CUDA devices"),
+        (request(nodes=2), LAPTOP, r"2 nodes need a list of the nodes: give --hostfile FILE"),
+        (request(ranks_per_node=5), SERVER, r"`--ranks-per-node 5` is more than the 4 CUDA devices"),
         (
-            LaunchRequest(arguments=ARGUMENTS),
+            request(),
             Machine(cores=8, accelerator="cuda", devices=("GPU-12ab",), devices_are_restricted=True),
             r"CUDA_VISIBLE_DEVICES=GPU-12ab names devices otherwise than by index",
         ),
+        (request(hosts=HOSTS, nodes=4), LAPTOP, r"`--nodes` must be between 1 and the 3 hosts of hosts; got 4\."),
         (
-            LaunchRequest(arguments=ARGUMENTS, engine="torchrun", hostfile=Path("hosts"), hosts=HOSTS),
-            LAPTOP,
-            r"`--engine torchrun` starts ranks on this machine only and takes no --hostfile\.",
-        ),
-        (
-            LaunchRequest(arguments=ARGUMENTS, hostfile=Path("hosts"), hosts=HOSTS, nodes=4),
-            LAPTOP,
-            r"`--nodes` must be between 1 and the 3 hosts of hosts; got 4\.",
-        ),
-        (
-            LaunchRequest(arguments=ARGUMENTS, hostfile=Path("hosts"), hosts=HOSTS, ranks_per_node=8),
+            request(hosts=HOSTS, ranks_per_node=8),
             LAPTOP,
             r"`--ranks-per-node 8` is more than the 4 slots of the host 'node-3' in hosts\.",
         ),
-        (LaunchRequest(arguments=ARGUMENTS, ranks_per_node=3), LAPTOP, r"`train\.global_batch` must divide by the ranks, 3; got 64\."),
+        (request(ranks_per_node=3), LAPTOP, r"`train\.global_batch` must divide by the ranks, 3; got 64\."),
+        (request("slurm", nodes=3, ranks_per_node=5), LAPTOP, r"must divide by the ranks, 15; got 64\."),
     ],
 )
 def test_topology_that_cannot_be_had_is_refused(request_: LaunchRequest, machine: Machine, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_for(request_, machine)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ranks_per_node=0"], r"`ranks_per_node` of the cluster must be at least 1 or null; got 0\."),
+        (["hosts.exclude=a"], r"choose among the hosts of a hostfile: set `hosts\.hostfile`"),
+        (["hosts.hostfile=h", "hosts.include=a", "hosts.exclude=a"], "not both"),
+        (["engine=slurm", "hosts.hostfile=h"], "gets its hosts from SLURM"),
+        (["setup=[module load cuda]"], "`setup` is for `engine: slurm`"),
+        (["hosts.silence_s=1"], r"`hosts\.silence_s` must be at least 5 s"),
+        (["environment={A B: c}"], "'A B' is no name of a variable"),
+        (["slurm.time=tomorrow"], r"`slurm\.time` must be minutes, HH:MM:SS or D-HH:MM:SS"),
+        (["slurm.time='4'"], r"between 0 and the time limit `slurm\.time` = 4 \(240 s\); got 300"),
+        (["slurm.restarts=0"], r"`slurm\.restarts` must be at least 1"),
+        (["slurm.options=[exclusive]"], "options that begin with `-`; got 'exclusive'"),
+        (["slurm.partitoin=long"], "partitoin"),
+        (["engine=mpi"], "engine"),
+    ],
+)
+def test_cluster_that_cannot_be_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_cluster(None, words)
+
+
+@pytest.mark.parametrize("name", ["local", "hosts", "slurm"])
+def test_cluster_files_that_come_along_load(name: str) -> None:
+    load_cluster(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30", 1800), ("1:30", 90), ("24:00:00", 86400), ("2-0", 172800), ("1-02:03", 93780), ("1-2:3:4", 93784)]
+)
+def test_time_as_slurm_writes_it(text: str, seconds: int) -> None:
+    assert time_limit_s(text) == seconds

@@ -1,0 +1,49 @@
+"""Submit a plan's sbatch script, and what SLURM says of a job."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+from launcher.engines import slurm
+from launcher.monitor import LaunchRecord, read_launch, write_launch
+from launcher.plan import LaunchPlan
+from mmscale.errors import RunError
+
+
+def submit(plan: LaunchPlan) -> int:
+    """Write the script into the run folder and submit it.
+
+    Returns:
+        0: the job is in the queue.
+
+    Raises:
+        RunError: a job of this run is in the queue already, or sbatch refuses.
+    """
+    program = slurm.program(plan)
+    before = read_launch(plan.run)
+    if before is not None and before.job is not None and (state := job_state(before.job)) is not None:
+        raise RunError(
+            f"The run {str(plan.run)!r} is SLURM's job {before.job} already, which is {state.lower()}: two jobs would write over each "
+            f"other. Wait for it, or stop it with `mmscale runs stop {plan.run}`."
+        )
+    plan.run.mkdir(parents=True, exist_ok=True)
+    for path, text in slurm.files(plan).items():
+        path.write_text(text, encoding="utf-8")
+    done = subprocess.run([program, *slurm.command(plan)[1:]], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RunError(f"sbatch refuses {slurm.script_path(plan)}: {' '.join(done.stderr.split())}")
+    job = done.stdout.strip().split(";")[0]
+    write_launch(plan.run, LaunchRecord.started(plan, job=job))
+    print(f"job {job}: {plan.nodes} nodes x {len(plan.hosts[0][1])} ranks, {slurm.script_path(plan)}")
+    print(f"mmscale launch: `mmscale runs show {plan.run}` tells how far it is, `mmscale runs stop {plan.run}` ends it.", file=sys.stderr)
+    return 0
+
+
+def job_state(job: str) -> str | None:
+    """A job's state in SLURM's words; None where it is not in the queue (any more) or this host has no squeue."""
+    if shutil.which("squeue") is None:
+        return None
+    done = subprocess.run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,131 @@
+"""Jobs on a real SLURM of two nodes: whatever ends an attempt, the run ends as one that nothing has happened to."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.cluster import wait_for
+from tests.cluster.jobs import TRAIN, Jobs
+from tests.launcher.launching import MMSCALE
+
+pytestmark = pytest.mark.cluster
+
+
+def near_the_limit(jobs: Jobs, job: str) -> None:
+    """Lower a running job's limit to the next minute, so that SLURM's signal before it is due."""
+    words = jobs.cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%M").stdout
+    jobs.cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={int(words.split(':')[-2]) + 1}")
+
+
+def test_job_runs_on_both_nodes_to_its_end(jobs: Jobs) -> None:
+    job = jobs.submit("plain")
+    assert jobs.wait(job, "COMPLETED")["ExitCode"] == "0:0"
+    assert jobs.history("plain") == ["began checkpoint=none nodes=n[1-2]", "ended code=0 checkpoint=step-00000012 next=stop"]
+    logs = jobs.folder / "plain" / "logs" / f"slurm-{job}-0"
+    assert [(logs / f"rank-{rank}.log").read_text() for rank in (0, 1)] == ["rank 0 on n1\n", "rank 1 on n2\n"]
+    jobs.nothing_left()
+
+
+def test_script_runs_by_itself(jobs: Jobs) -> None:
+    """What a launch has written is all that a user needs to go on, with sbatch alone."""
+    jobs.wait(jobs.submit("by-hand"), "COMPLETED")
+    for checkpoint in sorted((jobs.folder / "by-hand" / "checkpoints").iterdir())[1:]:
+        checkpoint.rename(checkpoint.with_name(f".away-{checkpoint.name}"))
+    job = jobs.cluster.run("sbatch", "--parsable", jobs.folder / "by-hand" / "job.sbatch").stdout.strip()
+    jobs.wait(job, "COMPLETED")
+    assert jobs.history("by-hand")[-2:] == [
+        "began checkpoint=step-00000004 nodes=n[1-2]",
+        "ended code=0 checkpoint=step-00000012 next=stop",
+    ]
+
+
+def test_fault_at_every_start_ends_with_86_and_the_node_is_avoided(jobs: Jobs) -> None:
+    options = ["--set", "slurm.restarts=3", "--set", "slurm.node_failures=2"]
+    job = jobs.submit("fault", *options, behaviour="fail on n2")
+    jobs.cluster.hurry(job)
+    wait_for(lambda: len(jobs.history("fault")) == 4, 60)
+    # the peer of a rank that failed waits as in a collective, until srun kills it: 137
+    assert jobs.history("fault")[1] == "ended code=137 checkpoint=none next=requeue failed=n2"
+    assert jobs.history("fault")[3] == "ended code=137 checkpoint=none next=requeue failed=n2 avoid=n2"
+    wait_for(lambda: jobs.cluster.job(job)["ExcNodeList"] == "n2", 30)
+    jobs.cluster.run("scontrol", "update", f"jobid={job}", "excnodelist=")
+    jobs.cluster.hurry(job)
+    assert jobs.wait(job, "FAILED")["ExitCode"] == "86:0"
+    assert jobs.history("fault")[-1] == "ended code=86 checkpoint=none next=stop: 3 attempts in a row added no checkpoint"
+    jobs.nothing_left()
+
+
+def test_cancelled_job_commits_and_goes_on_when_submitted_again(jobs: Jobs) -> None:
+    job = jobs.submit("cancelled", allowed=2)
+    jobs.reach("cancelled", 2)
+    jobs.cluster.run("scancel", job)
+    jobs.wait(job, "CANCELLED")
+    jobs.nothing_left()
+    assert jobs.history("cancelled")[-1].startswith("ended code=85 checkpoint=step-0000000")
+    assert jobs.history("cancelled")[-1].endswith("next=stop: SLURM is ending the job")
+    jobs.wait(jobs.submit("cancelled"), "COMPLETED")
+
+
+def test_preempted_job_commits_and_is_requeued(jobs: Jobs) -> None:
+    job = jobs.submit("preempted", allowed=2)
+    jobs.reach("preempted", 2)
+    words = ["--partition=high", "--nodes=2", "--ntasks-per-node=4", "--output=/dev/null", "--wrap=sleep 1"]
+    jobs.wait(jobs.cluster.run("sbatch", "--parsable", *words).stdout.strip(), "COMPLETED")
+    jobs.allow()
+    jobs.cluster.hurry(job)
+    jobs.wait(job, "COMPLETED")
+    history = jobs.history("preempted")
+    assert any(line.startswith("ended code=85") and line.endswith("next=requeue") for line in history)
+    assert history[-1] == "ended code=0 checkpoint=step-00000012 next=stop"
+
+
+def test_lost_node_costs_what_came_after_the_checkpoint(jobs: Jobs) -> None:
+    job = jobs.submit("lost", allowed=5)
+    jobs.reach("lost", 5)
+    jobs.cluster.run("ip", "link", "set", "v2", "down")
+    try:
+        wait_for(lambda: jobs.cluster.job(job)["JobState"] == "PENDING", 120)
+    finally:
+        jobs.cluster.run("ip", "link", "set", "v2", "up")
+    jobs.allow()
+    wait_for(lambda: "2 idle" in jobs.cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t").stdout, 60)
+    jobs.cluster.hurry(job)
+    jobs.wait(job, "COMPLETED")
+    began = [line for line in jobs.history("lost") if line.startswith("began")]
+    assert began[0] == "began checkpoint=none nodes=n[1-2]"
+    assert began[-1].startswith("began checkpoint=step-0000000")
+    jobs.nothing_left()
+
+
+def test_run_is_stopped_by_name_and_not_submitted_twice(jobs: Jobs) -> None:
+    job = jobs.submit("stopped", allowed=2)
+    jobs.reach("stopped", 2)
+    again = jobs.cluster.run(*jobs.launch("stopped", "--engine", "slurm", "--nodes", "2", allowed=2), check=False)
+    assert (again.returncode, f"is SLURM's job {job} already, which is running" in again.stderr) == (1, True)
+    jobs.cluster.run(MMSCALE, "runs", "stop", jobs.folder / "stopped")
+    assert jobs.wait(job, "FAILED")["ExitCode"] == "85:0"
+    assert jobs.history("stopped")[-1].endswith("next=stop: asked to stop")
+    jobs.nothing_left()
+
+
+def test_trained_run_equals_the_undisturbed_one(jobs: Jobs) -> None:
+    """Real training: a rank is killed, then the time limit comes near."""
+    jobs.wait(jobs.submit("undisturbed", module=TRAIN), "COMPLETED")
+    job = jobs.submit("disturbed", module=TRAIN, allowed=6)
+    jobs.reach("disturbed", 6)
+    jobs.rank(1, TRAIN).kill()
+    jobs.allow(7)
+    jobs.cluster.hurry(job)
+    jobs.reach("disturbed", 7)
+    near_the_limit(jobs, job)
+    wait_for(lambda: any("USR1" in line for line in jobs.history("disturbed")), 120)
+    jobs.allow()
+    jobs.cluster.hurry(job)
+    assert jobs.wait(job, "COMPLETED")["ExitCode"] == "0:0"
+    history = jobs.history("disturbed")
+    assert history[1] == "ended code=137 checkpoint=step-00000004 next=requeue failed=n2"
+    assert history[3] == "USR1: asking the ranks for a checkpoint"
+    assert history[4].startswith("ended code=85 checkpoint=step-0000")
+    assert history[-1] == "ended code=0 checkpoint=step-00000012 next=stop"
+    jobs.same("disturbed", "undisturbed")
+    jobs.nothing_left()

@@ -1,0 +1,276 @@
+"""Preflight finds planted faults and names the fix, and finds nothing where nothing is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cluster import ClusterConfig, HostsConfig
+from launcher.machine import Machine
+from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
+from launcher.preflight import Finding, examine
+from launcher.preflight_command import render
+from launcher.preflight_hosts import compare, read_answers
+from launcher.probe import MARK, Report, look
+from mmscale.checkpoint.find import name_of
+from mmscale.checkpoint.manifest import NAME
+from mmscale.checkpoint.state import RunState, write_state
+from mmscale.config import load_run_config
+from tests.launcher.launching import REPO
+from tests.shards.tars import make_data_set
+
+HERE = Report(
+    host="here",
+    time=1000.0,
+    python="3.11.7",
+    versions={"torch": "2.13", "deepspeed": "0.19.8"},
+    devices=8,
+    cores=64,
+    memory=2**38,
+    shm=2**33,
+    open_files=65536,
+    mark="m",
+    writable=True,
+    missing=[],
+)
+
+
+@dataclass
+class Site:
+    """A healthy set-up that a test breaks."""
+
+    folder: Path
+    words: list[str]
+    port: int = 0
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    def findings(self) -> list[Finding]:
+        stage = self.folder / "stage.yaml"
+        stage.write_text(
+            f"run: {self.run}\ndata: {{shards: {self.shards}}}\nobjectives: {{contrastive: {{weight: 1.0}}}}\n"
+            "train: {steps: 100, global_batch: 4, precision: fp32}\ncheckpoint: {every: 10}\n"
+        )
+        config, machine = load_run_config(stage, self.words), Machine(cores=8, accelerator="cpu")
+        launcher = Launcher(machine=machine, environment={}, here=self.folder, python=sys.executable, launch_id="ID", port=self.port)
+        cluster = ClusterConfig(ranks_per_node=2)
+        return examine(config, make_plan(LaunchRequest(arguments=(str(stage),), cluster=cluster), config, launcher), machine)
+
+    def bad(self) -> list[Finding]:
+        return [finding for finding in self.findings() if finding.level != "pass"]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    make_data_set(tmp_path / "shards")
+    (tmp_path / "shards" / "tokenizer").mkdir()
+    return Site(tmp_path, [])
+
+
+def write_checkpoint(site: Site, **values: Any) -> None:
+    state: dict[str, Any] = {"step": 20, "samples_seen": 80, "quarantined": 0, "data": "", "order": "", "tokenizer": "", "model": {}}
+    state |= {"global_batch": 4, "topology": {"ranks": 2, "zero_stage": 1}, "objectives": {}, "config": {}, "versions": {}}
+    folder = site.run / "checkpoints" / name_of(20)
+    folder.mkdir(parents=True)
+    write_state(folder, RunState(**(state | values)))
+    (folder / NAME).touch()
+
+
+def no_shards(site: Site) -> None:
+    shutil.rmtree(site.shards)
+
+
+def no_manifest(site: Site) -> None:
+    (site.shards / "manifest.parquet").unlink()
+
+
+def lost_shard(site: Site) -> None:
+    next(site.shards.glob("*.tar")).unlink()
+
+
+def cut_shard(site: Site) -> None:
+    os.truncate(next(site.shards.glob("*.tar")), 1000)
+
+
+def no_tokenizer(site: Site) -> None:
+    (site.shards / "tokenizer").rmdir()
+
+
+def run_below_a_file(site: Site) -> None:
+    (site.folder / "run").write_text("")
+
+
+def other_ranks(site: Site) -> None:
+    write_checkpoint(site, topology={"ranks": 4, "zero_stage": 1})
+
+
+def other_batch(site: Site) -> None:
+    write_checkpoint(site, global_batch=8)
+
+
+def nothing_to_do(site: Site) -> None:
+    write_checkpoint(site, step=100)
+
+
+def running(site: Site) -> None:
+    env = os.environ | {"MMSCALE_RUN": str(site.run)}
+    site.process = subprocess.Popen(["sleep", "60"], env=env)  # type: ignore[attr-defined]
+
+
+def words(*given: str) -> Callable[[Site], None]:
+    def fault(site: Site) -> None:
+        site.words = list(given)
+
+    return fault
+
+
+HUGE = ("model.hidden_size=65536", "model.unimodal_layers=100", "model.num_heads=64")
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "level", "what", "fix"),
+    [
+        (no_shards, "shards", "fail", "there is no folder", "Give `data.shards` the folder"),
+        (no_manifest, "shards", "fail", "has no manifest.parquet", "mmscale shards index"),
+        (lost_shard, "shards", "fail", "is in the manifest but not in the folder", "verify .* --repair"),
+        (cut_shard, "shards", "fail", "1 of 3 shards of .* are missing or of another size: s-00", "verify .* --repair"),
+        (no_tokenizer, "tokenizer", "fail", "there is no tokenizer at .*tokenizer", r"Set data\.tokenizer"),
+        (run_below_a_file, "run_folder", "fail", "is a file", "Give `run` a folder"),
+        (other_ranks, "resume", "fail", "step-00000020 was written with ranks = 4, this launch has 2", "Launch with ranks = 4"),
+        (other_batch, "resume", "fail", "has global batch 8, the configuration 4", "Restore it"),
+        (nothing_to_do, "resume", "warn", "nothing would be trained", r"Raise train\.steps"),
+        (running, "other_launch", "fail", "is being trained by the processes", "mmscale runs stop"),
+        (words("checkpoint.every=0"), "checkpoints", "warn", "a kill costs the whole run", r"Set checkpoint\.every"),
+        (words(*HUGE, "checkpoint.keep=1000"), "disk", "fail", "are to come, .* GiB are free", r"Lower checkpoint\.keep"),
+        (words(*HUGE), "memory", "fail", "2 ranks need more than", r"Raise zero\.stage"),
+        (words("init_from=nowhere"), "start_weights", "fail", "nowhere", "As the message says"),
+        (words("model.init_text_from=nowhere"), "start_weights", "fail", "there is no folder nowhere", "nothing is downloaded"),
+        (words("evaluate.every=5"), "evaluate", "fail", r"evaluate\.shards is not", r"Set evaluate\.shards"),
+        (words("train.global_batch=64"), "samples", "warn", "has 12 samples, fewer than one step's 64", r"Lower train\.global_batch"),
+    ],
+)
+def test_planted_fault_is_found(site: Site, fault: Callable[[Site], None], check: str, level: str, what: str, fix: str) -> None:
+    fault(site)
+    try:
+        found = [f for f in site.bad() if f.check == check]
+    finally:
+        if hasattr(site, "process"):
+            site.process.kill()
+            site.process.wait()
+    assert [f.level for f in found] == [level], found
+    assert re.search(what, found[0].what), found
+    assert re.search(fix, found[0].fix), found
+
+
+def test_port_in_use_is_found(site: Site) -> None:
+    with socket.create_server(("", 0)) as taken:
+        site.port = taken.getsockname()[1]
+        assert [(f.check, f.level) for f in site.bad()] == [("port", "fail")]
+
+
+def test_healthy_set_up_has_no_finding(site: Site) -> None:
+    assert site.bad() == []
+    write_checkpoint(site)
+    assert site.bad() == []
+    assert any("goes on from step 20 of 100" in f.what for f in site.findings())
+
+
+def plan_for(tmp_path: Path) -> LaunchPlan:
+    config = load_run_config(write(tmp_path / "stage.yaml", f"run: {tmp_path / 'run'}\ndata: {{shards: x}}\ntask: {{name: vqa}}\n"))
+    launcher = Launcher(machine=Machine(cores=8, accelerator="cpu"), environment={}, here=tmp_path, python="python", launch_id="ID", port=1)
+    cluster = ClusterConfig(hosts=HostsConfig(hostfile="hosts"))
+    return make_plan(LaunchRequest(arguments=("stage.yaml",), cluster=cluster, hosts={"a": 8, "b": 8}), config, launcher)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def compared(tmp_path: Path, b: Report | str) -> list[Finding]:
+    reports: dict[str, Report | str] = {"a": HERE, "b": b}
+    return [f for f in compare(plan_for(tmp_path), HERE, reports, "m", begun=999.5, took_s=1.0) if f.level != "pass"]
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "level", "what", "fix"),
+    [
+        ({"time": 1042.0}, "clocks", "warn", "the clock of b is 42 s off this machine's", "NTP"),
+        ({"time": 990.0}, "clocks", "warn", "the clock of b is 10 s off", "NTP"),
+        ({"python": "3.12.1"}, "versions", "fail", "b has Python 3.12.1, this machine 3.11.7", "constraints.txt"),
+        ({"versions": {"torch": "2.13", "deepspeed": "missing"}}, "versions", "fail", "b has deepspeed missing", "constraints.txt"),
+        ({"devices": 4}, "devices", "fail", "b has 4 devices, the launch wants 8", "Correct its slots"),
+        ({"mark": None}, "shared", "fail", "b does not see what this machine writes", "file system that all hosts share"),
+        ({"writable": False}, "shared", "fail", "b cannot write to", "permissions"),
+        ({"missing": ["/data/x"]}, "paths", "fail", "b has no /data/x", "Copy it there"),
+        ({"open_files": 1024}, "limits", "warn", "may open 1024 files", "Raise it"),
+        ({"shm": 2**20}, "limits", "warn", "1 MiB free in /dev/shm", "--shm-size"),
+    ],
+)
+def test_host_that_differs_is_named(tmp_path: Path, change: dict[str, Any], check: str, level: str, what: str, fix: str) -> None:
+    found = compared(tmp_path, replace(HERE, **change))
+    assert [(f.check, f.level) for f in found] == [(check, level)]
+    assert what in found[0].what
+    assert fix in found[0].fix
+
+
+def test_equal_hosts_have_no_finding_and_a_silent_one_is_named(tmp_path: Path) -> None:
+    assert compared(tmp_path, HERE) == []
+    found = compared(tmp_path, "pdsh@ctl: b: ssh exited with exit code 255")
+    assert [(f.check, f.level) for f in found] == [("hosts", "fail")]
+    assert "b did not answer: pdsh@ctl: b: ssh exited" in found[0].what
+    assert "--exclude b" in found[0].fix
+
+
+def test_answers_are_parted_by_host() -> None:
+    out = f"b: warning: motd\na: {json.dumps(asdict(HERE))}\n"
+    answers = read_answers(["a", "b", "c"], out, "pdsh@ctl: b: ssh exited with exit code 255\n")
+    assert answers == {"a": HERE, "b": "pdsh@ctl: b: ssh exited with exit code 255", "c": "no answer"}
+
+
+def test_host_looks_at_itself(tmp_path: Path) -> None:
+    (tmp_path / MARK).write_text("mark")
+    report = look(tmp_path, [str(tmp_path), "/nowhere"])
+    assert (report.mark, report.writable, report.missing) == ("mark", True, ["/nowhere"])
+    assert report.versions["torch"][0].isdigit()
+
+
+def test_table_has_the_worst_first_and_a_summary() -> None:
+    findings = [Finding(check="disk", level="fail", what="full", fix="Free it."), Finding(check="port", level="pass", what="free")]
+    assert render(findings) == (
+        "fail  disk           full\n                     -> Free it.\npass  port           free\n1 would fail, 0 to look at, 1 good"
+    )
+
+
+def test_command_prints_json_and_its_exit_code_tells(site: Site) -> None:
+    site.findings()
+    command = [
+        str(Path(sys.executable).with_name("mmscale")),
+        "preflight",
+        str(site.folder / "stage.yaml"),
+        "--ranks-per-node",
+        "2",
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False, env=os.environ | {"DS_ACCELERATOR": "cpu"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {finding["level"] for finding in json.loads(done.stdout)} == {"pass"}
+    done = subprocess.run([*command, "train.global_batch=3"], cwd=REPO, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)[0]["check"]) == (1, "configuration")
