@@ -25,6 +25,7 @@ from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
 from mmscale.model import MMScaleModel, mmscale_config
+from mmscale.model_config import modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
@@ -109,8 +110,9 @@ def checkpoint_config(folder: Path) -> RunConfig:
     Raises:
         CheckpointError: the checkpoint does not say, or is of another version.
     """
-    state = read_state(folder)
-    return configfile.build(RunConfig, [(str(folder), state.config)])
+    config = dict(read_state(folder).config)
+    config["model"] = modernize(config.get("model", {}))
+    return configfile.build(RunConfig, [(str(folder), config)])
 
 
 def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shards.configfile import need
 
@@ -42,8 +43,9 @@ class ModelConfig:
     """Dropout after attention and feed-forward layers."""
     layer_norm_eps: float = 1e-6
     """Epsilon of layer normalisation; 1e-12 for BERT- and ViT-initialised models."""
-    activation_checkpointing: bool = False
-    """Recompute each block in backward: memory of one block against about a third more time."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What of a block backward computes again. full: all, the memory of a block's input against about a third more time. selective: all
+    but matrix products and attention, about half the memory of none against a few percent."""
     init_text_from: str | None = None
     """A local BERT-shaped transformers folder whose weights start the text expert."""
     init_image_from: str | None = None
@@ -60,3 +62,9 @@ class ModelConfig:
             f"`model.patch_size` must divide model.image_size = {self.image_size}; got {self.patch_size}.",
         )
         need(min(self.image_std) > 0, f"`model.image_std` must be above 0; got {list(self.image_std)}.")
+
+
+def modernize(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a `model` section that an older version saved up to date: activation checkpointing was true or false."""
+    old = section.get("activation_checkpointing")
+    return dict(section) | ({"activation_checkpointing": "full" if old else "none"} if isinstance(old, bool) else {})

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mmscale.model_config import ModelConfig
+from mmscale.model_config import ModelConfig, modernize
 
 SHAPE_KEYS = (
     "hidden_size",
@@ -50,7 +50,7 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     activation: str = "gelu"
     dropout: float = 0.0
     layer_norm_eps: float = 1e-6
-    activation_checkpointing: bool = False
+    activation_checkpointing: str | bool = "none"
     vocab_size: int = 1000
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
@@ -59,6 +59,11 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     heads: dict[str, int] | None = None
     initializer_range: float = 0.02
     contrastive_candidates: int = 32768
+
+    def __post_init__(self, **rest: Any) -> None:
+        """Read what older versions wrote, too."""
+        self.activation_checkpointing = modernize({"activation_checkpointing": self.activation_checkpointing})["activation_checkpointing"]
+        super().__post_init__(**rest)
 
     @property
     def head_size(self) -> int:
