@@ -76,7 +76,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     for objective in objectives:
         objective.check(plan.micro_batch, world.size)
     trainee = Trainee(model, objectives)
-    engine = build_engine(trainee, config, plan, dtype)
+    engine = build_engine(trainee, config, plan, dtype, world.device)
     decay = config.train.ema_decay
     return Run(
         config=config,
