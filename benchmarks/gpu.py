@@ -32,20 +32,20 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.synthetic import model_config, stage_config, synthetic_batch  # noqa: E402
-from mmscale.arithmetic import plan_batch  # noqa: E402
-from mmscale.config import RunConfig  # noqa: E402
-from mmscale.counts import count  # noqa: E402
-from mmscale.data.loader import StepBatch  # noqa: E402
-from mmscale.engine import Trainee, build_engine  # noqa: E402
-from mmscale.flops import forward_flops, peak_flops  # noqa: E402
-from mmscale.memory import estimate  # noqa: E402
-from mmscale.model import MMScaleModel  # noqa: E402
-from mmscale.model.attention import Plan, padded_plan, varlen_plan  # noqa: E402
-from mmscale.model.sequences import Wanted  # noqa: E402
-from mmscale.objectives import build_objectives  # noqa: E402
-from mmscale.step import StepSums, optimizer_step  # noqa: E402
-from mmscale.world import World, connect, read_world, resolve_precision  # noqa: E402
+from benchmarks.synthetic import model_config, stage_config, synthetic_batch
+from mmscale.arithmetic import plan_batch
+from mmscale.config import RunConfig
+from mmscale.counts import count
+from mmscale.data.loader import StepBatch
+from mmscale.engine import Trainee, build_engine
+from mmscale.flops import forward_flops, peak_flops
+from mmscale.memory import estimate
+from mmscale.model import MMScaleModel
+from mmscale.model.attention import Plan, padded_plan, varlen_plan
+from mmscale.model.sequences import Wanted
+from mmscale.objectives import build_objectives
+from mmscale.step import StepSums, optimizer_step
+from mmscale.world import World, connect, read_world, resolve_precision
 
 MICRO = {"tiny": 256, "small": 256, "base": 128, "large": 256}
 """Pairs a micro-batch on a device; large with full activation checkpointing, as its part says."""

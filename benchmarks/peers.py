@@ -39,13 +39,13 @@ from transformers import FlavaConfig, FlavaForPreTraining
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.synthetic import SPECIAL, model_config, stage_config, synthetic_batch  # noqa: E402
-from mmscale.config import OptimizerConfig  # noqa: E402
-from mmscale.data.batch import Batch, TextStream  # noqa: E402
-from mmscale.engine import Trainee  # noqa: E402
-from mmscale.model import MMScaleConfig, MMScaleModel  # noqa: E402
-from mmscale.objectives import build_objectives  # noqa: E402
-from mmscale.optim import build_optimizer  # noqa: E402
+from benchmarks.synthetic import SPECIAL, model_config, stage_config, synthetic_batch
+from mmscale.config import OptimizerConfig
+from mmscale.data.batch import Batch, TextStream
+from mmscale.engine import Trainee
+from mmscale.model import MMScaleConfig, MMScaleModel
+from mmscale.objectives import build_objectives
+from mmscale.optim import build_optimizer
 
 ROUND = 4
 """Steps of each in a round."""
@@ -187,8 +187,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = model_config(config, VOCABULARY)
     cases = [compare(shape, build_objectives(config), given.batch, given.rounds, doubled) for doubled in (True, False)]
     for case in cases:
-        print(f"{case['flava_batch']:8} ours {case['samples_per_s_ratio_cpu']:.2f} x FLAVA's samples/s by CPU time, "
-              f"{case['samples_per_s_ratio_wall']:.2f} x by the clock", flush=True)
+        print(
+            f"{case['flava_batch']:8} ours {case['samples_per_s_ratio_cpu']:.2f} x FLAVA's samples/s by CPU time, "
+            f"{case['samples_per_s_ratio_wall']:.2f} x by the clock",
+            flush=True,
+        )
     report = {
         "benchmark": "peers",
         "what": "our training step against transformers' FlavaForPreTraining: same size, inputs and objectives; fp32, 1 thread",

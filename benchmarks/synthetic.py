@@ -64,6 +64,8 @@ def synthetic_batch(shape: MMScaleConfig, samples: int, seed: int, *, longest: i
         image_rows_N=torch.arange(samples),
         patch_mask_NP=torch.rand(samples, shape.patches, generator=g) < hidden,
         caption=TextStream(ids, cut, rows, following, fuse),
-        text=TextStream(torch.where(chosen, SPECIAL["mask"], ids), cut.clone(), rows.clone(), torch.where(chosen, ids, IGNORE), fuse.clone()),
+        text=TextStream(
+            torch.where(chosen, SPECIAL["mask"], ids), cut.clone(), rows.clone(), torch.where(chosen, ids, IGNORE), fuse.clone()
+        ),
         gumbel_MG=-torch.empty(samples, samples).exponential_(generator=g).log(),
     )

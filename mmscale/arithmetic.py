@@ -74,4 +74,3 @@ def describe(config: RunConfig, plan: BatchPlan, *, rows: int, parameters: int, 
         f"compute     {flops_per_sample / 1e9:.3f} GFLOP a sample forward and backward",
     ]
     return "\n".join(lines)
-

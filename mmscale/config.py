@@ -86,7 +86,8 @@ class ZeroConfig:
         """Raise ConfigError for what DeepSpeed would refuse, or silently not do."""
         need(
             self.offload_optimizer == "none" or self.stage > 0,
-            "`zero.offload_optimizer=cpu` needs a sharded optimizer; got zero.stage = 0. Use zero.stage=1, 2 or 3, or offload_optimizer=none.",
+            "`zero.offload_optimizer=cpu` needs a sharded optimizer; got zero.stage = 0. "
+            "Use zero.stage=1, 2 or 3, or offload_optimizer=none.",
         )
         need(self.reduce_bucket > 0, f"`zero.reduce_bucket` must be at least 1; got {self.reduce_bucket}.")
         for key in ("prefetch_bucket", "persistence_threshold"):

@@ -7,7 +7,6 @@ Shape letters: S sequences, M samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +117,6 @@ def count(config: MMScaleConfig, batch: Batch, wanted: Wanted) -> Counts:
     )
 
 
-
-
 def _stack(lead_S: Ints, text_S: Ints, causal_S: npt.NDArray[np.bool_], packed_images: tuple[int, int] = (0, 0)) -> Stack:
     whole_S = lead_S + text_S
     prefix_S = np.where(causal_S, lead_S, whole_S)
@@ -164,7 +161,8 @@ def _anchors(batch: Batch, group: int | None) -> Ints:
     places = np.zeros_like(pairs) if group is None else _array(batch.positions_M)[pairs] // group
     kinds = np.unique(np.stack([places, _array(row_hash(batch))[pairs]]), axis=1)[0]
     found, times = np.unique(kinds, return_counts=True)
-    return pairs[np.isin(places, found[times > 1])]
+    anchors: Ints = pairs[np.isin(places, found[times > 1])]
+    return anchors
 
 
 def _lengths(stream: TextStream) -> Ints:

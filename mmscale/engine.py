@@ -46,7 +46,7 @@ class Trainee(nn.Module):
 def zero_options(zero: ZeroConfig, trained: int, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's `zero_optimization` section.
 
-    The bucket is no larger than all trained numbers: DeepSpeed makes a buffer of its size, 2 GB with its default in fp32, whatever the model.
+    The bucket is no larger than all trained numbers: DeepSpeed makes a buffer of its size whatever the model, 2 GB by default in fp32.
     """
     options: dict[str, Any] = {"stage": zero.stage, "reduce_bucket_size": max(1, min(zero.reduce_bucket, trained))}
     if zero.stage == 3:

@@ -64,7 +64,7 @@ class Memory:
     @property
     def device(self) -> float:
         """All that lies on the device."""
-        return sum(getattr(self, f.name) for f in fields(self)) - self.host
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.workspace
 
     def lines(self, available: int | None) -> list[str]:
         """Render it for a person, with a warning where the device has less."""
@@ -125,7 +125,7 @@ def with_state(sizes: Sequence[tuple[int, bool]], config: RunConfig, plan: Batch
     gradients = {0: trained * width, 1: trained * summed, 2: trained * width / ranks, 3: trained * summed / ranks}[stage]
     if offloaded:  # the owned gradients go to the host, the others are gone once they are reduced
         gradients = trained * width if stage == 1 else 0
-    weights = parameters * width
+    weights = float(parameters * width)
     buffers = min(zero.reduce_bucket, trained) * width if stage else 0
     if stage == 3:
         small = sum(n for n, _ in sizes if n <= zero.persistence_threshold)
@@ -168,7 +168,8 @@ def workspace(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute:
 
     def again(stack: Stack, rows: int, dense: bool) -> float:
         gone = _layer(shape, stack, rows, kernels, "none", dense) - _layer(shape, stack, rows, kernels, recompute, dense)
-        return gone + stack.tokens * 2 * d * w
+        converted = 2 * w if kernels.attention != w else 0
+        return gone + stack.tokens * d * (2 * kernels.attention + converted)
 
     # without recomputation the first backward is the fullest: later ones find memory that was given back
     first = layers[-1][0].tokens * 4 * d * w if layers else 0

@@ -33,7 +33,7 @@ class Transfer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.ahead = self.stream is not None
         """Whether the next step's batches set out before this step is computed."""
 
@@ -43,6 +43,6 @@ class Transfer:
             return Arriving(list(host) if self.device.type == "cpu" else [batch.to(self.device) for batch in host], None)
         with torch.cuda.stream(self.stream):
             batches = [batch.to(self.device) for batch in host]
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self.stream)
         return Arriving(batches, done)

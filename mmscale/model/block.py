@@ -123,7 +123,8 @@ def run_block(block: nn.Module, recompute: str, *inputs: Any) -> Any:
 
 def kept_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts of a forward and of its recomputation that keep matrix products and attention, and compute again what is cheap."""
-    return create_selective_checkpoint_contexts(_policy)
+    forward, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+    return forward, again
 
 
 def _policy(context: Any, operation: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:

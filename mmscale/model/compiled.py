@@ -29,7 +29,7 @@ def compile_experts(model: nn.Module, backend: str = "inductor") -> int:
 
 
 def _ragged(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
-    """Compile a function of packed tokens for any number of them; none and one, which torch would make graphs of their own for, run as is."""
+    """Compile a function of packed tokens for any number of them; none and one, for which torch would make graphs, run as they are."""
     compiled = torch.compile(function, backend=backend, fullgraph=True)
 
     def call(*tokens: Tensor) -> Any:

@@ -15,6 +15,7 @@ from shards.errors import ConfigError
 from tests.model.test_forward import MIXES, total
 from tests.model.tiny import Row, all_objectives, make_batch, random_rows, tiny_model
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # what torch says to itself while it traces
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])]
 
@@ -35,7 +36,6 @@ def mixed_rows(step: int) -> list[Row]:
     return rows
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_compiled_after_the_third_of_two_hundred_ragged_batches(backend: str) -> None:
     model, objectives = tiny_model(unimodal_layers=1, fusion_layers=1), all_objectives()
@@ -50,7 +50,6 @@ def test_nothing_is_compiled_after_the_third_of_two_hundred_ragged_batches(backe
     assert not counters["graph_break"]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_losses_and_gradients_are_those_of_the_plain_model(backend: str, recompute: str) -> None:
