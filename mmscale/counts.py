@@ -166,7 +166,8 @@ def _anchors(batch: Batch, group: int | None) -> Ints:
 
 
 def _lengths(stream: TextStream) -> Ints:
-    return np.diff(_array(stream.cu_seqlens_S1).astype(np.int64))
+    lengths: Ints = np.diff(_array(stream.cu_seqlens_S1).astype(np.int64))
+    return lengths
 
 
 def _labels(stream: TextStream, chosen: npt.NDArray[np.bool_]) -> int:

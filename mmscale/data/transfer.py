@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,10 +36,10 @@ class Transfer:
         self.ahead = self.stream is not None
         """Whether the next step's batches set out before this step is computed."""
 
-    def start(self, host: Sequence[Batch]) -> Arriving:
+    def start(self, host: list[Batch]) -> Arriving:
         """Begin to copy; the host's batches must be page-locked and stay as they are until the copies are used."""
         if self.stream is None:
-            return Arriving(list(host) if self.device.type == "cpu" else [batch.to(self.device) for batch in host], None)
+            return Arriving(host if self.device.type == "cpu" else [batch.to(self.device) for batch in host], None)
         with torch.cuda.stream(self.stream):
             batches = [batch.to(self.device) for batch in host]
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -28,8 +28,8 @@ def taken(folder: Path, *, ahead: bool, seen: int = 0, device: str = "cpu") -> t
         opened.transfer.ahead = ahead
         for step in opened:
             steps.append(step)
-            while opened.feed is not None and opened.feed.ready() < B // M and len(steps) < 3:
-                time.sleep(0.001)  # until the next step lies ready
+            while opened.feed is not None and opened.feed.ready() < 2 * (B // M) and len(steps) < 3:
+                time.sleep(0.001)  # until the next two steps lie ready
             if len(steps) == 2:
                 work = opened.statistics().samples
     return steps, work

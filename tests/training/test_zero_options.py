@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,31 +19,39 @@ CPU = torch.device("cpu")
 VARIANTS = {
     "zero1": "zero.stage=1",
     "zero1-offload": "zero.stage=1 zero.offload_optimizer=cpu",
-    "zero2-offload": "zero.stage=2 zero.offload_optimizer=cpu train.micro_batch=4",
+    "zero2-offload": "zero.stage=2 zero.offload_optimizer=cpu",
     "zero3": "zero.stage=3",
     "zero3-offload": "zero.stage=3 zero.offload_optimizer=cpu",
     "zero3-sharded": "zero.stage=3 zero.persistence_threshold=0 zero.prefetch_bucket=2000 zero.reduce_bucket=5000",
     "zero3-late": "zero.stage=3 zero.persistence_threshold=0 zero.prefetch_bucket=0 model.activation_checkpointing=selective",
     "zero3-ahead": "zero.stage=3 zero.persistence_threshold=0 model.activation_checkpointing=selective",
+    "compiled": "zero.stage=2 train.compile=true",
 }
+FEW = ["zero1", "zero1-offload", "zero3-ahead"]
 
 
-def test_losses_are_those_without_on_two_ranks(tmp_path: Path, glyphs: Path) -> None:
+@pytest.mark.parametrize("names", [FEW, pytest.param(list(VARIANTS), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_losses_are_those_without_on_two_ranks(tmp_path: Path, glyphs: Path, names: list[str]) -> None:
     stage = write_stage(tmp_path, glyphs)
-    run_grid(2, stage, tmp_path / "runs", [f"{name} {words}" for name, words in VARIANTS.items()])
-    whole = [name for name in VARIANTS if name != "zero2-offload"]
+    names = [name for name in names if name != "compiled" or shutil.which("g++")]
+    run_grid(2, stage, tmp_path / "runs", [f"{name} {VARIANTS[name]}" for name in names])
     assert len(losses(tmp_path / "runs" / "zero1")) == 12
-    differences = {name: difference(tmp_path / "runs", "zero1", name) for name in whole}
+    differences = {name: difference(tmp_path / "runs", "zero1", name) for name in names}
     assert max(differences.values()) < 1e-5, differences
-    pairs = zip(losses(tmp_path / "runs" / "zero2-offload"), losses(tmp_path / "runs" / "zero1"), strict=True)
-    for (_, halves), (_, one) in pairs:  # other negatives, but the same masked tokens
-        assert halves["loss/masked_image"] == pytest.approx(one["loss/masked_image"], rel=0.2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_a_killed_run_with_offloaded_state_continues_bit_for_bit(tmp_path: Path, glyphs: Path, zero: int) -> None:
-    check(tmp_path, glyphs, zero=zero, workers=0, steps=20, kills=1, extra=("zero.offload_optimizer=cpu", "train.ema_decay=0.9"))
+    check(
+        tmp_path,
+        glyphs,
+        zero=zero,
+        workers=0,
+        steps=20,
+        kills=1,
+        extra=("zero.offload_optimizer=cpu", "train.ema_decay=0.9", "train.micro_batch=4"),
+    )
 
 
 def test_deepspeed_is_told_what_the_stage_uses() -> None:
