@@ -158,11 +158,21 @@ def _anchors(batch: Batch, group: int | None) -> Ints:
     images[_array(batch.image_rows_N)] = True
     texts[_array(batch.text.rows_S)] = True
     pairs = np.flatnonzero(images & texts)
+    if group is None and np.unique(_hashed_lengths(batch)[pairs]).size > 1:
+        return pairs  # texts of different lengths are different texts: the hash, which takes longer, need not be asked
     places = np.zeros_like(pairs) if group is None else _array(batch.positions_M)[pairs] // group
     kinds = np.unique(np.stack([places, _array(row_hash(batch))[pairs]]), axis=1)[0]
     found, times = np.unique(kinds, return_counts=True)
     anchors: Ints = pairs[np.isin(places, found[times > 1])]
     return anchors
+
+
+def _hashed_lengths(batch: Batch) -> Ints:
+    """Tokens of the text of each sample that `pairs.row_hash` hashes."""
+    lengths_M = np.zeros(batch.size, np.int64)
+    for stream in (batch.text, batch.caption):
+        lengths_M[_array(stream.rows_S)] = _lengths(stream)
+    return lengths_M
 
 
 def _lengths(stream: TextStream) -> Ints:

@@ -26,6 +26,9 @@ MIXES = {
     "mixed": [*random_rows(9, seed=5, longest=12), *[Row(caption=None, text=None)] * 3, *[Row(image=False)] * 3],
 }
 
+SAME = [Row(caption=(10, 11), text=(10, 11))] * 4
+OTHER = Row(caption=(11, 10), text=(11, 10))
+
 
 class SeenPairs(TorchDispatchMode):
     """Sums 4 x pairs x width x heads of what attention was asked to do, the padding that it computed besides not."""
@@ -87,9 +90,9 @@ def test_training_is_three_forwards(mix: str) -> None:
 
 
 @pytest.mark.parametrize("group", [None, 2, 5])
-def test_those_with_negatives_are_counted_without_the_matrix(group: int | None) -> None:
-    same = [Row(caption=(10, 11), text=(10, 11))] * 3
-    batch = make_batch([*same, *MIXES["mixed"], *same], group=group)
+@pytest.mark.parametrize("rows", [[*SAME, *MIXES["mixed"], *SAME], SAME, [*SAME, OTHER], []], ids=["mixed", "same", "two", "none"])
+def test_those_with_negatives_are_counted_without_the_matrix(group: int | None, rows: list[Row]) -> None:
+    batch = make_batch(rows, group=group)
     wanted = Wanted(matching=True, matching_group=group)
     counts = count(tiny_model().config, batch, wanted)
     fused = int(batch.text.fuse_S.sum())
