@@ -67,13 +67,10 @@ def describe(config: RunConfig, plan: BatchPlan, *, rows: int, parameters: int, 
         flops_per_sample: forward and backward FLOPs of a sample, counted on the first batch.
     """
     samples = config.train.steps * plan.global_batch
-    bytes_a_parameter = 4 if dtype == "float32" else 2
     lines = [
         f"batch       {plan.global_batch} samples = {plan.micro_batch} micro x {plan.ranks} ranks x {plan.accumulation} accumulation",
         f"data        {rows:,} samples; {config.train.steps:,} steps are {samples:,} samples, {samples / rows:.2f} epochs",
         f"model       {parameters:,} parameters, {trained:,} trained; {dtype}, ZeRO {config.zero.stage}",
-        f"memory      about {_state_bytes(config, plan.ranks, parameters, trained, bytes_a_parameter) / 2**20:,.0f} MiB a rank for "
-        "weights, gradients and optimizer",
         *_negatives(config, plan),
         f"compute     {flops_per_sample / 1e9:.3f} GFLOP a sample forward and backward",
     ]
@@ -86,14 +83,3 @@ def _negatives(config: RunConfig, plan: BatchPlan) -> list[str]:
         return []
     how = "by one more forward of the lower layers" if plan.accumulation > 1 else "in one pass: there is no accumulation"
     return [f"negatives   contrastive, from all {plan.global_batch} samples of a step, {how}"]
-
-
-def _state_bytes(config: RunConfig, ranks: int, parameters: int, trained: int, width: int) -> float:
-    """Bytes of model state a rank, by ZeRO stage (Rajbhandari et al. 2020, section 5)."""
-    stage = config.zero.stage
-    master = 0 if width == 4 and stage == 0 else 4
-    optimizer = trained * (8 + master) / (ranks if stage >= 1 else 1)
-    gradients = trained * width / (ranks if stage >= 2 else 1)
-    weights = parameters * width / (ranks if stage >= 3 else 1)
-    average = 0 if config.train.ema_decay is None else trained * 4 / (ranks if stage >= 1 else 1)
-    return optimizer + gradients + weights + average

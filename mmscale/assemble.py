@@ -27,6 +27,7 @@ from mmscale.engine import Trainee, build_engine
 from mmscale.guard import Gate
 from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel, mmscale_config
+from mmscale.model_config import modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
@@ -78,7 +79,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     for objective in objectives:
         objective.check(plan.micro_batch, world.size)
     trainee = Trainee(model, objectives)
-    engine = build_engine(trainee, config, plan, dtype)
+    engine = build_engine(trainee, config, plan, dtype, world.device)
     decay = config.train.ema_decay
     return Run(
         config=config,
@@ -113,8 +114,9 @@ def checkpoint_config(folder: Path) -> RunConfig:
     Raises:
         CheckpointError: the checkpoint does not say, or is of another version.
     """
-    state = read_state(folder)
-    return configfile.build(RunConfig, [(str(folder), state.config)])
+    config = dict(read_state(folder).config)
+    config["model"] = modernize(config.get("model", {}))
+    return configfile.build(RunConfig, [(str(folder), config)])
 
 
 def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:

@@ -38,6 +38,9 @@ class TrainConfig:
     """auto: bf16 where the device computes it natively, else fp32."""
     clip_norm: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    compile: bool = False
+    """Compile the dense parts of the layers with torch.compile: faster steps after a minute or so. For ZeRO 0, 1 and 2; on a CPU it needs a
+    C++ compiler."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; null for none."""
     timeout_s: float = 600.0
@@ -90,6 +93,25 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = 1
     """0 replicas, 1 sharded optimizer, 2 and gradients, 3 and parameters."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu: masters and moments lie in the host's memory, and its cores take the optimizer's step. Needs stage 1, 2 or 3."""
+    reduce_bucket: int = 500_000_000
+    """Gradients that stages 1 to 3 reduce together at most, in numbers; their buffer takes as many on the device."""
+    prefetch_bucket: int = 50_000_000
+    """Stage 3: weights, in numbers, that are gathered ahead of their use; 0 gathers when a layer is reached."""
+    persistence_threshold: int = 100_000
+    """Stage 3: parameters below so many numbers are kept whole on every rank: gathering them costs more than it saves."""
+
+    def check(self) -> None:
+        """Raise ConfigError for what DeepSpeed would refuse, or silently not do."""
+        need(
+            self.offload_optimizer == "none" or self.stage > 0,
+            "`zero.offload_optimizer=cpu` needs a sharded optimizer; got zero.stage = 0. "
+            "Use zero.stage=1, 2 or 3, or offload_optimizer=none.",
+        )
+        need(self.reduce_bucket > 0, f"`zero.reduce_bucket` must be at least 1; got {self.reduce_bucket}.")
+        for key in ("prefetch_bucket", "persistence_threshold"):
+            need(getattr(self, key) >= 0, f"`zero.{key}` must not be negative; got {getattr(self, key)}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,6 +257,8 @@ def _check(config: RunConfig) -> None:
     config.store.check()
     model.check()
     config.objectives.check()
+    config.zero.check()
+    _check_compile(config)
     for key, words, count in (("directions", data.augment.directions, 4), ("colours", data.augment.colours, 3)):
         need(
             words is None or len({word.casefold() for word in words}) == len(words) == count,
@@ -286,3 +310,18 @@ def _check_captions(config: RunConfig) -> None:
             f"The captioning objective predicts each token from those before it, which needs {key}. Set it, or "
             "objectives.captioning.weight=0 and another task.",
         )
+
+
+def _check_compile(config: RunConfig) -> None:
+    if not config.train.compile:
+        return
+    need(
+        config.zero.stage < 3,
+        "`train.compile` does not go with zero.stage = 3, which gathers weights in hooks around every layer that no graph may span. "
+        "Use zero.stage=2, or train.compile=false.",
+    )
+    need(
+        config.model.activation_checkpointing != "selective",
+        "`train.compile` decides by itself which cheap operations backward computes again, so model.activation_checkpointing = selective "
+        "does not go with it. Use none or full.",
+    )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mmscale.arithmetic import BatchPlan
-from mmscale.config import RunConfig
+from mmscale.config import RunConfig, ZeroConfig
 from mmscale.data.batch import Batch
 from mmscale.model import MMScaleModel
+from mmscale.model.compiled import compile_experts
 from mmscale.objectives import Objective
 from mmscale.optim import build_optimizer
 
@@ -44,7 +45,23 @@ class Trainee(nn.Module):
         return (sums_K * factors_K).sum(), sums_K.detach(), logs
 
 
-def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype) -> dict[str, Any]:
+def zero_options(zero: ZeroConfig, trained: int, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's `zero_optimization` section.
+
+    The bucket is no larger than all trained numbers: DeepSpeed makes a buffer of its size whatever the model, 2 GB by default in fp32.
+    """
+    options: dict[str, Any] = {"stage": zero.stage, "reduce_bucket_size": max(1, min(zero.reduce_bucket, trained))}
+    if zero.stage == 3:
+        options |= {
+            "stage3_prefetch_bucket_size": zero.prefetch_bucket,
+            "stage3_param_persistence_threshold": zero.persistence_threshold,
+        }
+    if zero.offload_optimizer == "cpu":  # page-locked memory is for copies from and to an accelerator
+        options["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    return options
+
+
+def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, trained: int, device: torch.device) -> dict[str, Any]:
     """Derive DeepSpeed's configuration; nobody writes it by hand."""
     derived: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
@@ -52,7 +69,7 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype) -> 
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": config.train.clip_norm,
         "steps_per_print": 2**31,
-        "zero_optimization": {"stage": config.zero.stage},
+        "zero_optimization": zero_options(config.zero, trained, device),
         "zero_force_ds_cpu_optimizer": False,
     }
     if dtype == torch.bfloat16:
@@ -62,7 +79,7 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype) -> 
     return derived
 
 
-def build_engine(trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: torch.dtype) -> Any:
+def build_engine(trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: torch.dtype, device: torch.device) -> Any:
     """Wrap the trainee in DeepSpeed (all ranks call).
 
     Returns:
@@ -70,7 +87,9 @@ def build_engine(trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: to
     """
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(
-        model=trainee, optimizer=build_optimizer(trainee, config.optimizer), config=deepspeed_config(config, plan, dtype)
-    )
+    if config.train.compile:
+        compile_experts(trainee.model)
+    trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
+    derived = deepspeed_config(config, plan, dtype, trained, device)
+    engine, *_ = deepspeed.initialize(model=trainee, optimizer=build_optimizer(trainee, config.optimizer), config=derived)
     return engine

@@ -3,40 +3,39 @@
 A multiply-add is two operations. Attention counts the query-key pairs that see each other, so padding and masked-out halves count
 nothing; norms, activations and softmax are left out. Training is three forwards; recomputed activations are not counted.
 Source: Kaplan et al. 2020, table 1; Chowdhery et al. 2022 (PaLM), appendix B, for model FLOPs utilisation.
-
-Shape letters: S sequences, L tokens of an image, M samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from mmscale.data.batch import IGNORE, Batch
+from mmscale.counts import Counts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
-from mmscale.model.pairs import negative_candidates
-from mmscale.model.sequences import Entry, Wanted, entries
-from mmscale.objectives import Objective
 
 PEAK_TERAFLOPS = {
     "B200": (2250.0, 80.0),
     "GB200": (2500.0, 80.0),
     "H200": (989.0, 67.0),
     "H100 PCIe": (756.0, 51.0),
+    "H100 NVL": (835.0, 60.0),
     "H100": (989.0, 67.0),
     "H800": (989.0, 67.0),
     "H20": (148.0, 44.0),
     "A100": (312.0, 19.5),
     "A800": (312.0, 19.5),
     "A40": (149.7, 37.4),
+    "A30": (165.0, 10.3),
+    "A10": (125.0, 31.2),
     "A10G": (70.0, 35.0),
     "L40S": (362.0, 91.6),
+    "L40": (181.0, 90.5),
     "L4": (121.0, 30.3),
     "V100": (125.0, 15.7),
     "T4": (65.0, 8.1),
-    "MI300X": (1307.0, 163.4),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "MI300X": (1307.4, 163.4),
+    "MI250X": (383.0, 47.9),
 }
 """Dense (bf16 or fp16 matrix unit, fp32) peaks from the vendors' data sheets; the first name found in the device's name counts."""
 
@@ -45,7 +44,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Peak operations a second of a device at a precision; None for a CPU or an unknown accelerator."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    return named_peak(torch.cuda.get_device_name(device), dtype)
+
+
+def named_peak(name: str, dtype: torch.dtype) -> float | None:
+    """Peak operations a second of the device of this name; None where it is not in the table."""
     known = sorted((key for key in PEAK_TERAFLOPS if key in name), key=len)
     if not known:
         return None
@@ -53,30 +56,24 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return 1e12 * (half if dtype in (torch.bfloat16, torch.float16) else single)
 
 
-def forward_flops(config: MMScaleConfig, batch: Batch, objectives: Sequence[Objective]) -> float:
-    """Operations of one forward of one micro-batch.
-
-    The text drawn as a hard negative is not known here: it counts as long as the sample's own.
-    """
-    wanted = Wanted.of(objectives)
-    hidden = batch.patch_mask_NP.any(1).nonzero().squeeze(1) if wanted.masked_image else batch.image_rows_N[:0]
-    images = len(batch.image_rows_N) + len(hidden)
-    caption_S, text_S = (s.cu_seqlens_S1.diff().long() for s in (batch.caption, batch.text))
-    d, length, text = config.hidden_size, config.image_tokens, config.expert("text")
-    words = len(batch.caption.ids_T) + len(batch.text.ids_T)
-    bidirectional = config.text_tower.captions == "bidirectional"
-    caption_seen = caption_S.square().sum() if bidirectional else (caption_S * (caption_S + 1) // 2).sum()
-    total = config.lower_layers("image") * _layer(config.expert("image"), images * length, images * length**2)
-    total = total + config.lower_layers("text") * _layer(text, words, caption_seen + text_S.square().sum())
-    total = total + 2.0 * config.patch_values * d * config.patches * len(batch.image_rows_N)
-    total = total + 2.0 * config.projection_size * (d * len(batch.image_rows_N) + text.width * len(caption_S))
-    total = total + (2.0 * d * text.width * (words + len(caption_S)) if text.width != d else 0.0)
-    total = total + len(batch.image_rows_N) * _pool(config)
-    total = total + _contrastive(config, batch, wanted)
-    return float(total + _fusion(config, batch, wanted, hidden))
+def forward_flops(config: MMScaleConfig, counts: Counts) -> float:
+    """Operations of one forward of one micro-batch."""
+    d, text, low, up, layers = config.hidden_size, config.expert("text"), counts.lower, counts.upper, config.fusion_layers
+    seen = low.image_tokens * config.image_tokens
+    total = config.lower_layers("image") * _layer(config.expert("image"), low.image_tokens, seen)
+    total += config.lower_layers("text") * _layer(text, low.text_tokens, low.seen - seen)
+    total += 2.0 * config.patch_values * d * config.patches * counts.images
+    total += 2.0 * config.projection_size * (d * counts.images + text.width * counts.captions)
+    total += 2.0 * d * text.width * (low.text_tokens + counts.captions) if text.width != d else 0.0
+    total += counts.images * _pool(config)
+    if layers:
+        rest = 2.0 * d * d + 4.0 * d * config.expert("image", fused=True).mlp
+        read = counts.read_images + counts.read_texts
+        total += layers * (up.tokens * 6.0 * d * d + 4.0 * d * up.seen) + ((layers - 1) * up.tokens + read) * rest
+    return total + _heads(config, counts)
 
 
-def _layer(shape: ExpertShape, tokens: int, seen: Tensor | int) -> Tensor | float:
+def _layer(shape: ExpertShape, tokens: int, seen: int) -> float:
     """A whole layer of one expert over these tokens and query-key pairs."""
     return tokens * (8.0 * shape.width**2 + 4.0 * shape.width * shape.mlp) + 4.0 * shape.width * seen
 
@@ -89,48 +86,11 @@ def _pool(config: MMScaleConfig) -> float:
     return 4.0 * d * d * length + 2.0 * d * d + 4.0 * d * length + 4.0 * d * mlp
 
 
-def _contrastive(config: MMScaleConfig, batch: Batch, wanted: Wanted) -> float:
-    """Similarities within the micro-batch; those with other ranks are left out."""
-    return 2.0 * config.projection_size * batch.size**2 * (wanted.contrastive + wanted.matching)
-
-
-def _fusion(config: MMScaleConfig, batch: Batch, wanted: Wanted, hidden: Tensor) -> Tensor:
-    """Fusion layers and heads."""
-    anchor = negative_candidates(batch, wanted.matching_group).any(1).nonzero().squeeze(1) if wanted.matching else hidden[:0]
-    listed = entries(batch, wanted, (anchor, anchor), hidden)
-    captions, fused, negatives, _, alone = listed
-    lengths_S = torch.cat([batch.caption.cu_seqlens_S1.diff(), batch.text.cu_seqlens_S1.diff()]).long()
-    d, zero = config.hidden_size, batch.positions_M.new_zeros(())
-    tokens, seen = zero, zero
-    for entry in listed:
-        entry_tokens, entry_seen = _sizes(entry, lengths_S, config.image_tokens)
-        tokens, seen = tokens + entry_tokens, seen + entry_seen
-    words = zero
-    for stream, entry, first in ((batch.caption, captions, 0), (batch.text, fused, len(batch.caption.rows_S))):
-        if wanted.captioning if entry is captions else wanted.masked_language:
-            words = words + _labelled(stream.labels_T, stream.cu_seqlens_S1, entry.text_S - first)
-    pooled = len(fused.text_S) + len(negatives.text_S) if wanted.matching or wanted.classify else 0
-    patches = batch.patch_mask_NP[hidden].sum()
-    rows = words + pooled + patches + len(alone.image_S) * (1 if config.image_tower.leading_tokens else config.patches)
-    rest = 2.0 * d * d + 4.0 * d * config.expert("image", fused=True).mlp
-    layers = config.fusion_layers
-    total = layers * (tokens * 6.0 * d * d + 4.0 * d * seen)
-    if layers:
-        total = total + ((layers - 1) * tokens + rows) * rest
-    heads = words * config.vocab_size + patches * (d if wanted.features else config.patch_values) + pooled * wanted.matching
-    return total + 2.0 * d * (heads + batch.size * wanted.classify * sum((config.heads or {}).values()))
-
-
-def _sizes(entry: Entry, lengths_S: Tensor, image_tokens: int) -> tuple[Tensor, Tensor]:
-    """Tokens of the sequences of an entry, and query-key pairs that see each other."""
-    lead_S = (entry.image_S >= 0) * image_tokens
-    text_S = torch.where(entry.text_S >= 0, lengths_S[entry.text_S], 0) if len(lengths_S) else torch.zeros_like(lead_S)
-    whole_S = lead_S + text_S
-    seen_S = lead_S.square() + text_S * lead_S + text_S * (text_S + 1) // 2 if entry.causal else whole_S.square()
-    return whole_S.sum(), seen_S.sum()
-
-
-def _labelled(labels_T: Tensor, offsets: Tensor, chosen: Tensor) -> Tensor:
-    """Labels in the chosen sequences."""
-    sums = torch.cat([labels_T.new_zeros(1), (labels_T != IGNORE).cumsum(0)])[offsets.long()]
-    return sums.diff()[chosen].sum()
+def _heads(config: MMScaleConfig, counts: Counts) -> float:
+    """Similarities count those within the micro-batch; those with other ranks are left out."""
+    d, wanted = config.hidden_size, counts.wanted
+    similarities = 2.0 * config.projection_size * counts.samples**2 * (wanted.contrastive + wanted.matching)
+    patch_outputs = d if wanted.features else config.patch_values
+    classes = counts.samples * wanted.classify * sum((config.heads or {}).values())
+    outputs = counts.words * config.vocab_size + counts.patches * patch_outputs + counts.pooled * wanted.matching + classes
+    return similarities + 2.0 * d * outputs

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from shards.configfile import need
 
@@ -86,8 +87,9 @@ class ModelConfig:
     """Dropout after attention and feed-forward layers."""
     layer_norm_eps: float = 1e-6
     """Epsilon of layer normalisation."""
-    activation_checkpointing: bool = False
-    """Recompute each block in backward: memory of one block against about a third more time."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What of a block backward computes again. full: all, the memory of a block's input against about a third more time. selective: all
+    but matrix products and attention, about half the memory of none against a few percent."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     init_text_from: str | None = None
@@ -113,3 +115,9 @@ class ModelConfig:
             "`model.image.pooling=cls` reads the first leading token, and model.image.leading_tokens is 0. "
             "Set model.image.pooling=attention or leading_tokens to 1.",
         )
+
+
+def modernize(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a `model` section that an older version saved up to date: activation checkpointing was true or false."""
+    old = section.get("activation_checkpointing")
+    return dict(section) | ({"activation_checkpointing": "full" if old else "none"} if isinstance(old, bool) else {})

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
@@ -22,6 +21,8 @@ from mmscale.checkpoint.commit import STATE
 from mmscale.checkpoint.find import newest_good
 from mmscale.checkpoint.state import RunState, check_same_run, read_state
 from mmscale.config import RunConfig, load_run_config
+from mmscale.counts import Counts, count
+from mmscale.data.batch import Batch
 from mmscale.data.loader import StepBatch, StepLoader
 from mmscale.data.sources import describe_sources
 from mmscale.hooks import Hook, StepInfo
@@ -30,6 +31,8 @@ from mmscale.hooks.checkpoint import CheckpointHook, average_path
 from mmscale.hooks.evaluate import EvaluateHook
 from mmscale.hooks.guard import GuardHook
 from mmscale.hooks.log import LogHook
+from mmscale.memory import device_bytes, estimate
+from mmscale.model.sequences import Wanted
 from mmscale.run_folder import RunFolder, replace_file
 from mmscale.signals import StopRequest, die_with_parent
 from mmscale.step import optimizer_step
@@ -93,14 +96,13 @@ def open_loader(run: Run, state: RunState | None) -> StepLoader:
 
 def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook]:
     """Build the hooks in the order in which they run, and print what was derived."""
-    shape = run.trainee.model.config
+    shape, wanted = run.trainee.model.config, Wanted.of(run.objectives)
 
-    def forward_flops(batch: Any) -> float:
-        return flops.forward_flops(shape, batch, run.objectives)
+    def forward_flops(batch: Batch) -> float:
+        return flops.forward_flops(shape, count(shape, batch, wanted))
 
     if run.world.is_first:
-        samples = sum(b.size for b in first.host)
-        logger.info("%s", _description(run, 3 * sum(forward_flops(b) for b in first.host) / max(1, samples)))
+        logger.info("%s", _description(run, [count(shape, b, wanted) for b in first.host]))
     step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
     names, skipped = [o.name for o in run.objectives], (state.skipped, state.skipped_in_a_row) if state else (0, 0)
     guard = GuardHook(run.folder, config.guard, run.world, run.group, names, already=skipped, resumed_at=step)
@@ -221,7 +223,14 @@ def _report(error: MmscaleError, world: World | None) -> int:
     return code
 
 
-def _description(run: Run, flops_per_sample: float) -> str:
+def _description(run: Run, first: Sequence[Counts]) -> str:
+    """What follows from the configuration and the first batch.
+
+    Args:
+        run: the run.
+        first: the micro-batches of this rank's first step.
+    """
+    shape, samples = run.trainee.model.config, max(1, sum(c.samples for c in first))
     parameters = list(run.trainee.model.parameters())
     sizes = [getattr(p, "ds_numel", p.numel()) for p in parameters]
     trained = sum(n for n, p in zip(sizes, parameters, strict=True) if p.requires_grad)
@@ -232,10 +241,11 @@ def _description(run: Run, flops_per_sample: float) -> str:
         parameters=sum(sizes),
         trained=trained,
         dtype=str(run.dtype).removeprefix("torch."),
-        flops_per_sample=flops_per_sample,
+        flops_per_sample=3 * sum(flops.forward_flops(shape, c) for c in first) / samples,
     )
+    memory = estimate(run.trainee, run.config, run.plan, run.dtype, run.world.device, first)
     sources = describe_sources(run.dataset, run.config.train.steps * run.plan.global_batch)
-    return "\n".join([derived, *sources, *run.reports])
+    return "\n".join([derived, *memory.lines(device_bytes(run.world.device)), *sources, *run.reports])
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def assemble(fragment: Fragment, local: Tensor) -> Tensor:
     shape = getattr(fragment.parameter, "ds_shape", fragment.parameter.shape)
     if not fragment.sharded:
         return local.detach().reshape(shape).cpu()
-    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=local.device)
+    # of the parameter's device, which the collective is for: with an offloaded optimizer the part itself lies in the host's memory
+    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=fragment.parameter.device)
     whole[fragment.start : fragment.start + local.numel()] = local
     dist.all_reduce(whole)
     return whole.reshape(shape).cpu()

@@ -5,6 +5,7 @@ Shape letters: M samples, N images, S sequences of a text stream, T tokens of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -70,6 +71,15 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Copy every tensor to page-locked memory (DataLoader calls this by name)."""
         return self._map(lambda t: t.pin_memory())
+
+    def each(self, function: Callable[[Tensor], Any]) -> None:
+        """Call a function with every tensor."""
+
+        def visit(tensor: Tensor) -> Tensor:
+            function(tensor)
+            return tensor
+
+        self._map(visit)
 
     def _map(self, function: Any) -> Batch:
         def convert(value: Any) -> Any:

@@ -18,6 +18,7 @@ from mmscale.data.forecast import Forecast
 from mmscale.data.feed import Feed, ThreadFeed
 from mmscale.data.starting import StartingFeed
 from mmscale.data.statistics import LoaderStatistics, Work
+from mmscale.data.transfer import Arriving, Transfer
 from shards.errors import ConfigError
 
 EXPECT_EVERY = 16
@@ -112,6 +113,7 @@ class StepLoader:
         self.workers, self.threads, self.prefetch = workers, threads, max(1, prefetch)
         self.order = None if consecutive else dataset.order
         self.device = device or torch.device("cpu")
+        self.transfer = Transfer(self.device)
         self.feed: Feed | None = None
         self._work, self._wait_s = Work(), 0.0
 
@@ -130,11 +132,24 @@ class StepLoader:
         wanted = located(self.builder.dataset, chain.from_iterable(map(self.positions, starts)))
         batches = read_ahead(feed, wanted, self.prefetch * max(1, self.workers))
         try:
-            for i, start in enumerate(starts):
-                next(upcoming)
-                yield self._step(first + i, start, batches)
+            yield from self._steps(first, starts, upcoming, batches)
         finally:
             self.close()
+
+    def _steps(self, first: int, starts: Sequence[int], upcoming: Iterator[None], batches: Iterator[Micro]) -> Iterator[StepBatch]:
+        """Yield the steps; on an accelerator the next one sets out for it before this one is computed, if it lies ready."""
+        ahead: tuple[StepBatch, Arriving] | None = None
+        micros = self.global_batch // (self.micro_batch * self.size)
+        for i, start in enumerate(starts):
+            if ahead is None:
+                next(upcoming)
+            step, arriving = ahead or self._step(first + i, start, batches)
+            ahead = None
+            step.micro = arriving.arrived()
+            if self.transfer.ahead and i + 1 < len(starts) and self.feed is not None and self.feed.ready() >= micros:
+                next(upcoming)
+                ahead = self._step(first + i + 1, starts[i + 1], batches)
+            yield step
 
     def statistics(self) -> LoaderStatistics:
         """Return a snapshot of what was read so far, how long it took, and how many micro-batches lie ready."""
@@ -166,11 +181,11 @@ class StepLoader:
         """Close."""
         self.close()
 
-    def _step(self, step: int, start: int, batches: Iterator[Micro]) -> StepBatch:
+    def _step(self, step: int, start: int, batches: Iterator[Micro]) -> tuple[StepBatch, Arriving]:
         begin = time.perf_counter()
         found = list(islice(batches, self.global_batch // (self.micro_batch * self.size)))
         host = [m.batch for m in found]
-        micro = host if self.device.type == "cpu" else [batch.to(self.device) for batch in host]
+        arriving = self.transfer.start(host)
         wait_s = time.perf_counter() - begin
         work = Work()
         for m in found:
@@ -179,7 +194,7 @@ class StepLoader:
         self._work += work
         quarantined = [q for m in found for q in m.quarantined]
         ready = self.feed.ready() if self.feed else 0
-        return StepBatch(step, start + self.global_batch, micro, host, wait_s, quarantined, work, ready)
+        return StepBatch(step, start + self.global_batch, arriving.batches, host, wait_s, quarantined, work, ready), arriving
 
 
 def share(places: Sequence[int], micro_batch: int, rank: int, size: int) -> list[Sequence[int]]:

@@ -5,16 +5,30 @@ Shape letters: T tokens, D hidden size, H heads, K width of a head.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mmscale.model.attention import Plan
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
 
 Projected = tuple[Tensor, Tensor, Tensor]
+KEPT = frozenset(
+    {
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "torch_attn::_varlen_attn",
+    }
+)
+"""Operations whose results selective checkpointing keeps: those that take nearly all the time."""
 
 
 class ResidualLinear(nn.Linear):
@@ -112,8 +126,33 @@ class FusionBlock(nn.Module):
         return self.perception.combine(image_TD, image_att), self.text.combine(text_TD, text_att)
 
 
-def run_block(block: nn.Module, recompute: bool, *inputs: Any) -> Any:
-    """Run a layer; with `recompute` its activations are thrown away and computed again in backward."""
-    if recompute and torch.is_grad_enabled():
+def run_block(block: nn.Module, recompute: str, *inputs: Any) -> Any:
+    """Run a layer.
+
+    Args:
+        block: the layer.
+        recompute: what backward computes again, as `model.activation_checkpointing`: none, full or selective.
+        inputs: its arguments.
+    """
+    if recompute == "none" or not torch.is_grad_enabled():
+        return block(*inputs)
+    if recompute == "full":
         return checkpoint(block, *inputs, use_reentrant=False)
-    return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=kept_products)
+
+
+def kept_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of a forward and of its recomputation that keep matrix products and attention, and compute again what is cheap."""
+    forward, again = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+    return forward, again
+
+
+def _policy(context: Any, operation: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    kept = operation.name() in KEPT and not _narrows(inputs)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _narrows(inputs: tuple[Any, ...]) -> bool:
+    """Whether this is the product that ends a feed-forward layer: nothing in the block needs its result in backward."""
+    weight = inputs[-1]
+    return isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[0] > weight.shape[1]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig, modernize
 
 SHAPE_KEYS = (
     "hidden_size",
@@ -67,7 +67,7 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     activation: str = "gelu"
     dropout: float = 0.0
     layer_norm_eps: float = 1e-6
-    activation_checkpointing: bool = False
+    activation_checkpointing: str | bool = "none"
     text: dict[str, Any] | None = None
     image: dict[str, Any] | None = None
     vocab_size: int = 1000
@@ -78,6 +78,11 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     heads: dict[str, int] | None = None
     initializer_range: float = 0.02
     contrastive_candidates: int = 32768
+
+    def __post_init__(self, **rest: Any) -> None:
+        """Read what older versions wrote, too."""
+        self.activation_checkpointing = modernize({"activation_checkpointing": self.activation_checkpointing})["activation_checkpointing"]
+        super().__post_init__(**rest)
 
     @property
     def text_tower(self) -> TextTowerConfig:

@@ -164,8 +164,8 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         return image_rows, text_rows
 
     @property
-    def _recompute(self) -> bool:
-        return bool(self.config.activation_checkpointing) and self.training
+    def _recompute(self) -> str:
+        return str(self.config.activation_checkpointing) if self.training else "none"
 
     def text_experts(self) -> list[Expert]:
         """The text expert of every layer, from the bottom."""

@@ -1,0 +1,264 @@
+"""Memory of a training step: weights, gradients, optimizer, activations; worked out before step 0 and compared with the device.
+
+Model state follows Rajbhandari et al. 2020 (ZeRO), section 5, with what DeepSpeed 0.19 holds besides. Activations are what autograd keeps
+of this model's operations, layer by layer, for the tokens of the first batch; `tests/training/test_memory.py` compares both with what
+is there.
+
+Letters: d hidden size, w bytes of an activation, f bytes of an attention input, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from mmscale.arithmetic import BatchPlan
+from mmscale.config import RunConfig
+from mmscale.counts import Counts, Stack
+from mmscale.engine import Trainee
+from mmscale.model.configuration import ExpertShape, MMScaleConfig
+from mmscale.model.cross_entropy import LOGITS_AT_ONCE
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernels:
+    """Which operations run: they keep different things."""
+
+    width: int
+    """w: bytes of a weight or an activation."""
+    cuda: bool
+
+    @property
+    def packed(self) -> bool:
+        """Attention over ragged sequences takes the varlen kernel, not padded groups."""
+        return self.cuda and self.width == 2
+
+    @property
+    def attention(self) -> int:
+        """f: attention on CPUs is in fp32."""
+        return self.width if self.cuda else 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes a rank needs at its fullest moment, the backward of a micro-step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    """Masters, moments and the average."""
+    buffers: float
+    """Gradients on their way to other ranks; weights that stage 3 has gathered."""
+    activations: float
+    """Kept from forward to backward."""
+    workspace: float
+    """What one layer needs besides while its backward runs."""
+    host: float
+    """In the host's memory: an offloaded optimizer."""
+
+    @property
+    def device(self) -> float:
+        """All that lies on the device."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.workspace
+
+    def lines(self, available: int | None) -> list[str]:
+        """Render it for a person, with a warning where the device has less."""
+        names = ("weights", "gradients", "optimizer", "buffers", "activations", "workspace")
+        parts = ", ".join(f"{name} {getattr(self, name) / MIB:,.0f}" for name in names)
+        host = f"; on the host {self.host / MIB:,.0f} MiB" if self.host else ""
+        found = [f"memory      about {self.device / MIB:,.0f} MiB a rank: {parts}{host}"]
+        if available is not None and self.device > available:
+            found.append(
+                f"warning     the device has {available / MIB:,.0f} MiB, less than the estimate: lower train.micro_batch, set "
+                "model.activation_checkpointing, raise zero.stage or set zero.offload_optimizer=cpu"
+            )
+        return found
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """Memory of an accelerator; None for a CPU, whose ranks share the host's."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def estimate(
+    trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: torch.dtype, device: torch.device, first: Sequence[Counts]
+) -> Memory:
+    """Work out the memory of a run.
+
+    Args:
+        trainee: the model with its objectives; under ZeRO 3 its parameters may be sharded.
+        config: the run's configuration.
+        plan: how its batch is divided.
+        dtype: that it computes in.
+        device: that it computes on.
+        first: micro-batches that stand for all.
+    """
+    shape = trainee.model.config
+    kernels = Kernels(width=2 if dtype == torch.bfloat16 else 4, cuda=device.type == "cuda")
+    recompute = str(shape.activation_checkpointing)
+    kept = max((activations(shape, c, kernels, recompute) for c in first), default=0.0)
+    work = max((workspace(shape, c, kernels, recompute) for c in first), default=0.0)
+    return with_state(parameter_sizes(trainee), config, plan, kernels.width, kept, work)
+
+
+def parameter_sizes(module: nn.Module) -> list[tuple[int, bool]]:
+    """Numbers in each parameter, and whether it is trained."""
+    return [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in module.parameters()]
+
+
+def with_state(sizes: Sequence[tuple[int, bool]], config: RunConfig, plan: BatchPlan, width: int, kept: float, work: float) -> Memory:
+    """Add weights, gradients and optimizer to the bytes of activations."""
+    zero, stage, ranks = config.zero, config.zero.stage, plan.ranks
+    parameters, trained = sum(n for n, _ in sizes), sum(n for n, on in sizes if on)
+    share = ranks if stage >= 1 else 1
+    master = 4 if stage >= 1 or width == 2 else 0
+    state = trained * (8 + master) / share
+    average = 0 if config.train.ema_decay is None else trained * 4 / share
+    summed = 4 if width == 2 and stage >= 1 and plan.accumulation > 1 else width
+    offloaded = zero.offload_optimizer == "cpu"
+    owned = trained * (4 if offloaded else summed) / ranks
+    gradients = {0: trained * width, 1: trained * summed, 2: trained * width / ranks, 3: trained * summed / ranks}[stage]
+    if offloaded:  # the owned gradients go to the host, the others are gone once they are reduced
+        gradients = trained * width if stage == 1 else 0
+    weights = float(parameters * width)
+    buffers = min(zero.reduce_bucket, trained) * width if stage else 0
+    if stage == 3:
+        small = sum(n for n, _ in sizes if n <= zero.persistence_threshold)
+        largest = max((n for n, _ in sizes), default=0)
+        weights = (parameters / ranks + small) * width
+        buffers += min(parameters - small, zero.prefetch_bucket + 2 * largest) * width
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=0 if offloaded else state + average,
+        buffers=buffers,
+        activations=kept,
+        workspace=work,
+        host=state + average + owned if offloaded else 0,
+    )
+
+
+def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute: str) -> float:
+    """Bytes that a forward of a micro-batch keeps for its backward."""
+    d, w, low, up = shape.hidden_size, kernels.width, counts.lower, counts.upper
+    rows = counts.read_images + counts.read_texts
+    images = low.image_tokens
+    total = float(counts.images * shape.patches * shape.patch_values * w + low.text_tokens * d * w)
+    total += images * d * w  # the last lower layer's, which the projection reads
+    total += _plan(low, kernels) + _plan(up, kernels)
+    total += sum(part.layers * _layer(shape, part, part.stack.tokens, kernels, recompute) for part in _parts(shape, low))
+    for layer in range(shape.fusion_layers):
+        last = layer == shape.fusion_layers - 1
+        total += _layer(shape, _fused(shape, up), rows if last else up.tokens, kernels, recompute)
+    embeddings = low.tokens * d * w * (1 if shape.dropout and not kernels.cuda else 0)
+    return total + embeddings + _heads(shape, counts, w)
+
+
+def workspace(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute: str) -> float:
+    """Bytes besides those kept while the fullest backward of a layer or head runs: its gradients, and what it computes again."""
+    d, w, up = shape.hidden_size, kernels.width, counts.upper
+    layers = [(part, part.stack.tokens) for part in _parts(shape, counts.lower) if part.layers]
+    if shape.fusion_layers:
+        layers.append((_fused(shape, up), up.tokens if shape.fusion_layers > 1 else counts.read_images + counts.read_texts))
+
+    def again(part: _Part, rows: int) -> float:
+        gone = _layer(shape, part, rows, kernels, "none") - _layer(shape, part, rows, kernels, recompute)
+        converted = 2 * w if kernels.attention != w else 0
+        return gone + part.stack.tokens * part.expert.width * (2 * kernels.attention + converted)
+
+    # without recomputation the first backward is the fullest: later ones find memory that was given back
+    first = layers[-1][0].stack.tokens * 4 * d * w if layers else 0
+    logits = min(counts.words * shape.vocab_size, LOGITS_AT_ONCE) * (4 + w)
+    return float(max(first, logits, *(again(*layer) for layer in layers if recompute != "none"), 0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Tokens of like layers."""
+
+    stack: Stack
+    expert: ExpertShape
+    layers: int
+    dense: bool
+    """All sequences are of one length."""
+
+
+def _parts(shape: MMScaleConfig, low: Stack) -> list[_Part]:
+    """The images and the texts of the lower stack."""
+    images = Stack(image_tokens=low.image_tokens, text_tokens=0, seen=0, sequences=0, slots=0, masks=0, prefix=0, rest=0, keys=0)
+    texts = Stack(**{f.name: getattr(low, f.name) for f in fields(Stack)} | {"image_tokens": 0})
+    return [
+        _Part(images, shape.expert("image"), shape.lower_layers("image"), True),
+        _Part(texts, shape.expert("text"), shape.lower_layers("text"), False),
+    ]
+
+
+def _fused(shape: MMScaleConfig, up: Stack) -> _Part:
+    return _Part(up, shape.expert("image", fused=True), shape.fusion_layers, False)
+
+
+def _layer(shape: MMScaleConfig, part: _Part, rows: int, kernels: Kernels, recompute: str) -> float:
+    """Bytes that a layer keeps; `rows` go on after attention."""
+    d, mlp, w, tokens = part.expert.width, part.expert.mlp, kernels.width, part.stack.tokens
+    if recompute == "full":
+        return tokens * d * w
+    out = _attended(part, kernels)
+    if recompute == "selective":
+        return tokens * 4 * d * w + out + rows * (d + mlp) * w
+    dropped = 2 * d * (1 if kernels.cuda else w) if shape.dropout else 0
+    fed = rows * (2 * d * w + 8 + 2 * mlp * w + dropped)
+    read = rows * d * w  # attention's result as the output layer reads it
+    if part.dense and (kernels.cuda or w == 4):
+        read = 0  # the very tensor
+    return _projected(shape, part, kernels) + _attention_inputs(part, kernels) + out + read + fed
+
+
+def _projected(shape: MMScaleConfig, part: _Part, kernels: Kernels) -> float:
+    """Kept by the norm, the projection and the norms of queries and keys."""
+    d, w, heads, tokens = part.expert.width, kernels.width, part.expert.heads, part.stack.tokens
+    kept = 2 * d * w + 8
+    direct = part.dense and (kernels.cuda or w == 4)  # attention reads the projection itself, not a copy
+    if not shape.qk_norm:
+        return tokens * (kept + (3 * d * w if direct else 0))
+    kept += 8 * heads + (2 * d * w if direct else 0)
+    if kernels.cuda:
+        return tokens * (kept + 3 * d * w)
+    return tokens * (kept + (5 * d * 4 if w == 4 else 4 * d * 4))
+
+
+def _attention_inputs(part: _Part, kernels: Kernels) -> float:
+    """Copies of queries, keys and values that attention keeps."""
+    d, f, stack = part.expert.width, kernels.attention, part.stack
+    if part.dense:
+        return 0 if kernels.cuda or kernels.width == 4 else stack.tokens * 3 * d * f
+    if kernels.packed:
+        return (3 * stack.prefix + stack.rest + 2 * stack.keys) * d * f
+    return stack.slots * 3 * d * f
+
+
+def _attended(part: _Part, kernels: Kernels) -> float:
+    """Results of attention and the logarithms of its sums."""
+    places = part.stack.tokens if part.dense or kernels.packed else part.stack.slots
+    return places * (part.expert.width * kernels.attention + 4 * part.expert.heads)
+
+
+def _plan(stack: Stack, kernels: Kernels) -> float:
+    """Index rows, and masks of padded groups."""
+    if kernels.packed:
+        return 8.0 * (stack.prefix + stack.rest + stack.keys + stack.tokens)
+    return float(stack.masks * kernels.attention + 8 * (stack.slots + stack.tokens))
+
+
+def _heads(shape: MMScaleConfig, counts: Counts, w: int) -> float:
+    d, wanted = shape.hidden_size, counts.wanted
+    logits = counts.words * shape.vocab_size
+    total = counts.words * (2 * d * w + 20) + (4 * logits if logits <= LOGITS_AT_ONCE else 0)
+    outputs = d if wanted.features else shape.patch_values
+    total += counts.patches * (2 * d * w + 4 * outputs)
+    total += (counts.pooled + counts.images + counts.captions) * 2 * d * w + (counts.images + counts.captions) * 8 * shape.projection_size
+    return float(total)
