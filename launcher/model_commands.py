@@ -17,6 +17,8 @@ def print_model_section(folders: Sequence[str]) -> None:
         head, _, tail = key.partition(".")
         nested |= {head: {**nested.get(head, {}), tail: value} if tail else value}
     print("# fusion_layers is yours to choose: new layers above the towers, or with fewer unimodal_layers the towers' last ones")
+    if nested.get("text", {}).get("captions") == "bidirectional":
+        print("# text.captions is as the checkpoint was trained; the captioning objective needs causal")
     if "init_text_from" in nested:
         print(f"# and of the stage file: data.tokenizer={nested['init_text_from']}")
     print(yaml.safe_dump(nested, sort_keys=False, allow_unicode=True), end="")

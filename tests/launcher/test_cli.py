@@ -104,3 +104,4 @@ def test_model_config_prints_a_part_that_can_be_used(tmp_path: Path) -> None:
     assert (model.text.norm, model.text.mlp_ratio, model.layer_norm_eps, model.qk_norm) == ("post", 3.0, 1e-12, False)
     assert (model.init_text_from, model.init_image_from) == (str(tmp_path / "bert"), str(tmp_path / "vit"))
     assert f"data.tokenizer={tmp_path / 'bert'}" in done.stdout
+    assert "the captioning objective needs causal" in done.stdout
