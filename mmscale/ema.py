@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmscale.weights import Fragment, trained_fragments, whole_parameters
+from mmscale.weights import trained_fragments
 
 
 class MovingAverage:
@@ -22,7 +21,9 @@ class MovingAverage:
         self.model = model
         self.decay = decay
         self.updates = 0
+        """Steps averaged; a part of the run's state, as the averages are."""
         self.averages: dict[str, Tensor] = {f.name: f.master.clone() for f in trained_fragments(engine, model)}
+        """Flat average of each fragment."""
 
     def update(self) -> None:
         """Move towards the present weights; local, no communication."""
@@ -30,21 +31,3 @@ class MovingAverage:
         for fragment in trained_fragments(self.engine, self.model):
             self.averages[fragment.name].lerp_(fragment.master, 1 - decay)
         self.updates += 1
-
-    def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and full averaged value of each parameter, then the buffers (all ranks call)."""
-
-        def averaged(fragment: Fragment) -> Tensor:
-            return self.averages[fragment.name]
-
-        return whole_parameters(self.engine, self.model, averaged)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give this rank's state, to be saved in a file of its own."""
-        return {"updates": self.updates, "averages": self.averages}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave on the same topology."""
-        self.updates = state["updates"]
-        for name, value in state["averages"].items():
-            self.averages[name].copy_(value)
