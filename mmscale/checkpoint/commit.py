@@ -101,6 +101,8 @@ def _begin(checkpoints: Path, contents: Contents, group: dist.ProcessGroup) -> P
             checkpoints.mkdir(parents=True, exist_ok=True)
             for stale in (*checkpoints.glob(".tmp-*"), *checkpoints.glob(".trash-*")):
                 shutil.rmtree(stale)
+            for torn in checkpoints.glob(f".{LATEST}.*.tmp"):
+                torn.unlink()
             told = [name, find_lack(checkpoints, sum(sizes), len(sizes))]
             if told[1] is None:
                 (checkpoints / name / STATE).mkdir(parents=True)

@@ -90,7 +90,10 @@ class CheckpointHook:
     def _commit(self, contents: Contents) -> None:
         commit(self.run.folder.checkpoints, contents, self.group)
         if self.run.world.is_first:
-            retain(self.run.folder, self.run.config.checkpoint)
+            try:
+                retain(self.run.folder, self.run.config.checkpoint)
+            except OSError as e:  # what was to go is out of the way, or stays for the next time
+                logger.warning("an old checkpoint could not be deleted: %s", e)
 
     def _note(self, outcome: Outcome | None, *, may_raise: bool, last: bool = False) -> None:
         """Say how a save has ended, and count failures; all ranks have the same outcome, though perhaps a step apart."""

@@ -36,7 +36,7 @@ def save(run: str, step: int, victim: int = -1, at: int = -1, largest: int | Non
     group: Any = dist.new_group(backend="gloo")
     if largest is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     steps: list[str] = []
     restore = watch(steps, at if rank == victim else -1)
     error = None
@@ -48,7 +48,7 @@ def save(run: str, step: int, victim: int = -1, at: int = -1, largest: int | Non
         error = str(e)
     restore()
     if largest is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     return {"steps": steps, "error": error}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mmscale.errors import CheckpointError
 from mmscale.hooks.checkpoint import best_interval_s
 from mmscale.model import MMScaleModel
 from tests.training.alone import Alone
-from tests.training.runs import count_lines
+from tests.training.runs import count_lines, losses
 
 
 def tensor_files(run: Path) -> dict[tuple[str, str], str]:
@@ -34,6 +35,19 @@ def test_a_save_in_the_background_has_the_same_bytes(alone: Alone, stage: Path, 
     assert tensor_files(tmp_path / "r") == tensor_files(tiny_run)
     assert {name for name, _ in tensor_files(tiny_run)} == {name_of(step) for step in (4, 8, 12)}
     assert "one every " in out
+
+
+def test_a_run_goes_on_under_another_stage(alone: Alone, stage: Path, tmp_path: Path, tiny_run: Path) -> None:
+    """The same command with another `zero.stage` (tests/checkpoint/test_elastic.py changes the ranks too)."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "checkpoints" / name_of(12))
+    code, out, err = alone(stage, f"run={run}", "zero.stage=3")
+    assert code == 0, out + err
+    assert "step 8, 128 samples seen; every tensor compared" in out
+    assert "the topology has changed (zero.stage was 1, now 3)" in out
+    for (step, mine), (_, theirs) in zip(losses(run), losses(tiny_run), strict=True):
+        assert mine == (theirs if step <= 8 else pytest.approx(theirs, abs=1e-4))
 
 
 @pytest.mark.parametrize("background", ["true", "false"])
