@@ -44,6 +44,7 @@ from mmscale.data.batch import Batch
 from mmscale.engine import Trainee
 from mmscale.hooks import Hook, StepInfo
 from mmscale.optim import build_optimizer, learning_rate
+from mmscale.signals import StopRequest
 from mmscale.step import agree, optimizer_step
 from mmscale.train import build_hooks, open_loader
 from mmscale.world import World, connect, read_world
@@ -95,7 +96,7 @@ class Ours:
     def step(self) -> None:
         """Take a step as `train` does, and let the loader finish what it builds ahead."""
         run, batch = self.run, next(self.batches)
-        self.hooks = self.hooks or build_hooks(run, None, batch)
+        self.hooks = self.hooks or build_hooks(run, None, batch, StopRequest())
         sums = optimizer_step(run, batch, False)
         info = StepInfo(batch.step + 1, batch.samples_seen_after, batch, sums, last=False)
         for hook in self.hooks:

@@ -55,6 +55,13 @@ ClusterWords = Annotated[
 ]
 
 
+class WeightType(str, Enum):
+    """Types that `mmscale checkpoints export` writes."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 def main() -> None:
     """Console script: a user's mistake is one paragraph on stderr and exit code 2 (configuration) or 1, never a traceback."""
     try:
@@ -285,6 +292,44 @@ def checkpoints_verify(run: RunFolderArgument) -> None:
     from launcher import run_commands
 
     raise typer.Exit(run_commands.verify_checkpoints(run))
+
+
+@checkpoints_app.command("pin")
+def checkpoints_pin(
+    run: RunFolderArgument,
+    step: Annotated[int, typer.Argument(metavar="STEP", help="The step that the checkpoint is named after.")],
+    release: Annotated[bool, typer.Option("--release", help="Let go of it instead.")] = False,
+) -> None:
+    """Keep a checkpoint for good, whatever checkpoint.keep says."""
+    from launcher import checkpoint_commands
+
+    checkpoint_commands.pin_checkpoint(run, step, pinned=not release)
+
+
+@checkpoints_app.command("export")
+def checkpoints_export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder (its newest checkpoint).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    shard_gib: Annotated[float, typer.Option(help="Largest file of weights.")] = 5.0,
+    dtype: Annotated[WeightType, typer.Option(help="Type of the weights.")] = WeightType.fp32,
+    average: Annotated[bool, typer.Option(help="Take the moving average where there is one.")] = True,
+) -> None:
+    """Write a checkpoint's model as safetensors in the transformers layout, in little memory."""
+    from launcher import checkpoint_commands
+
+    checkpoint_commands.export_checkpoint(checkpoint, out, shard_gib=shard_gib, dtype=dtype.value, average=average)
+
+
+@checkpoints_app.command("average")
+def checkpoints_average(
+    run: RunFolderArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to make.")],
+    last: Annotated[int, typer.Option(help="How many of the newest checkpoints.")] = 3,
+) -> None:
+    """Average the weights of a run's newest checkpoints into one to evaluate, export or start from."""
+    from launcher import checkpoint_commands
+
+    checkpoint_commands.average_checkpoints(run, out, last)
 
 
 def given(options: Mapping[str, object]) -> list[str]:

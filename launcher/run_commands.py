@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from launcher import logs, monitor, processes, submit
 from mmscale.checkpoint.find import committed, step_of
 from mmscale.checkpoint.manifest import find_fault, read_manifest
+from mmscale.checkpoint.retention import is_pinned
 from mmscale.errors import CheckpointError, RunError
 from mmscale.run_folder import RunFolder
 
@@ -157,7 +158,8 @@ def list_checkpoints(run: Path) -> None:
     for folder in _checkpoints(run):
         size = sum(entry.size for entry in read_manifest(folder))
         age = time.time() - folder.stat().st_mtime
-        print(f"{folder}   step {step_of(folder):>8}   {size / 2**20:>10,.1f} MiB   {_duration(age)} old")
+        pinned = "   pinned" if is_pinned(folder) else ""
+        print(f"{folder}   step {step_of(folder):>8}   {size / 2**20:>10,.1f} MiB   {_duration(age)} old{pinned}")
 
 
 def verify_checkpoints(run: Path) -> int:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mmscale.arithmetic import BatchPlan, plan_batch
 from mmscale.checkpoint.find import resolve
-from mmscale.checkpoint.model_folder import init_from, model_folder
+from mmscale.checkpoint.model_folder import init_from, tokenizer_of
 from mmscale.checkpoint.state import RunState, read_state
 from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
@@ -127,8 +127,8 @@ def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
     """
     if config.data.tokenizer is not None:
         return Path(config.data.tokenizer)
-    if origin is not None and (model_folder(origin) / "tokenizer").is_dir():
-        return model_folder(origin) / "tokenizer"
+    if origin is not None and tokenizer_of(origin).is_dir():
+        return tokenizer_of(origin)
     sources = mixture_sources(config.data)
     place = sources[0].path if sources else config.data.shards
     if is_url(place):

@@ -134,6 +134,18 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 commits only the last step."""
     keep: int = 2
     """Newest checkpoints kept; older ones are deleted after a commit. 0 keeps all."""
+    keep_every: int = 0
+    """Of older ones, those whose step divides by this are kept too; 0 for none."""
+    best: str | None = None
+    """A metric of `evaluate`; the checkpoint of the step where it was highest is kept too."""
+    background: bool = False
+    """Copy the state and write it while training goes on; takes the state's size in CPU memory, each rank its share."""
+    max_failures: int = 3
+    """Saves that may fail one after the other, with training going on from the checkpoint before; then the run ends."""
+    timeout_s: float = 1800.0
+    """Longest wait of a rank for the others to have written their files."""
+    hours_between_failures: float = 24.0
+    """Mean time between failures of the hardware, for the interval that is advised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,6 +299,15 @@ def _check(config: RunConfig) -> None:
     need(optimizer.head_lr_ratio > 0, f"`optimizer.head_lr_ratio` must be above 0; got {optimizer.head_lr_ratio}.")
     need(lora.rank >= 0, f"`lora.rank` must be at least 1, or 0 for no adapters; got {lora.rank}.")
     need(0 <= lora.dropout < 1, f"`lora.dropout` must be at least 0 and below 1; got {lora.dropout}.")
+    saving = config.checkpoint
+    for key, least in (("every", 0), ("keep", 0), ("keep_every", 0), ("max_failures", 1)):
+        need(getattr(saving, key) >= least, f"`checkpoint.{key}` must be at least {least}; got {getattr(saving, key)}.")
+    for key in ("timeout_s", "hours_between_failures"):
+        need(getattr(saving, key) > 0, f"`checkpoint.{key}` must be more than 0; got {getattr(saving, key)}.")
+    need(
+        saving.best is None or config.evaluate.every > 0,
+        f"`checkpoint.best` = {saving.best} is a metric of evaluations, and `evaluate.every` is 0. Set `evaluate.every`.",
+    )
     need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [
         getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmscale.weights import Fragment, trained_fragments, whole_parameters
+from mmscale.weights import trained_fragments
 
 
 class MovingAverage:
@@ -23,8 +22,10 @@ class MovingAverage:
         self.model = model
         self.decay = decay
         self.averages: dict[str, Tensor] = {f.name: f.master.clone() for f in trained_fragments(engine, model)}
+        """Flat average of each fragment."""
         device = next(iter(self.averages.values())).device
         self.updates = torch.zeros((), dtype=torch.float64, device=device)
+        """Steps averaged; a part of the run's state, as the averages are."""
 
     def update(self, skipped: Tensor) -> None:
         """Move towards the present weights; local, no communication.
@@ -37,21 +38,3 @@ class MovingAverage:
         for fragment in trained_fragments(self.engine, self.model):
             self.averages[fragment.name].lerp_(fragment.master, (weight * taken).float())
         self.updates += taken
-
-    def whole(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and full averaged value of each parameter, then the buffers (all ranks call)."""
-
-        def averaged(fragment: Fragment) -> Tensor:
-            return self.averages[fragment.name]
-
-        return whole_parameters(self.engine, self.model, averaged)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give this rank's state, to be saved in a file of its own."""
-        return {"updates": int(self.updates), "averages": self.averages}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave on the same topology."""
-        self.updates.fill_(state["updates"])
-        for name, value in state["averages"].items():
-            self.averages[name].copy_(value)

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import transformers
 
 from mmscale.assemble import checkpoint_config
 from mmscale.checkpoint.find import resolve
-from mmscale.checkpoint.model_folder import model_folder
+from mmscale.checkpoint.model_folder import open_model, tokenizer_of
 from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
@@ -76,10 +75,8 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     config = evaluation_config(checkpoint_config(folder), command)
     task = build_task(config)
     device = torch.device("cuda" if command.device == "auto" and torch.cuda.is_available() else command.device.replace("auto", "cpu"))
-    source = model_folder(folder)
-    transformers.utils.logging.disable_progress_bar()  # of loading weights: a line of noise for a model of any size that fits here
-    model = MMScaleModel.from_pretrained(source).to(device).eval()
-    tokenizer = TextTokenizer(source / "tokenizer", config.data.begin)
+    model = open_model(folder).to(device).eval()
+    tokenizer = TextTokenizer(tokenizer_of(folder), config.data.begin)
     start = time.perf_counter()
     records = predict_records(model, task, config, tokenizer, samples=command.samples, batch=command.batch, device=device)
     metrics = task.score(records) | {"seconds": time.perf_counter() - start}

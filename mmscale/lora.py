@@ -5,7 +5,6 @@ Source: Hu et al. 2022 (LoRA), section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from mmscale.optim import matching
 from shards.errors import ConfigError
 
 TASK_HEADS = "task_heads."
+_BASE, _DOWN, _UP = ".base_layer.", ".lora_A.", ".lora_B."
+"""What peft puts into the names of a layer with an adapter."""
 
 
 def add_adapters(model: nn.Module, config: LoraConfig) -> str:
@@ -45,23 +46,17 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> str:
     return f"lora        rank {config.rank} in {len(added) // 2} layers, {sum(p.numel() for p in added):,} parameters"
 
 
-def merged(weights: Iterator[tuple[str, Tensor]], config: LoraConfig) -> Iterator[tuple[str, Tensor]]:
-    """Turn names and values of a model with adapters into those of a plain one: W + alpha / rank B A, in fp32.
+def merged_name(name: str) -> str | None:
+    """Return what a tensor of a model with adapters is called in the plain model; None for the adapters' own."""
+    return None if _DOWN in name or _UP in name else name.replace(_BASE, ".")
 
-    Args:
-        weights: in the model's order, in which a layer's adapter follows its own weight.
-        config: as the adapters were added; without any, everything passes.
-    """
-    base = down = None
-    for name, value in weights:
-        plain = name.replace(".base_layer.", ".")
-        if name.endswith(".base_layer.weight"):
-            base = plain, value
-        elif ".lora_A." in name:
-            down = value
-        elif ".lora_B." in name:
-            assert base is not None
-            assert down is not None
-            yield base[0], base[1] + (value @ down) * (config.alpha / config.rank)
-        else:
-            yield plain, value
+
+def adapter_of(name: str) -> tuple[str, str] | None:
+    """Return the names of the adapter's two matrices, A and B, of a linear layer's own weight; None for any other tensor."""
+    stem = name.removesuffix(f"{_BASE}weight")
+    return None if stem == name else (f"{stem}{_DOWN}default.weight", f"{stem}{_UP}default.weight")
+
+
+def merged(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Compute W + scale B A in fp32; scale is alpha / rank."""
+    return weight.float() + (up.float() @ down.float()) * scale

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from mmscale import flops
 from mmscale.arithmetic import describe
 from mmscale.assemble import Run, assemble, run_state
-from mmscale.checkpoint.commit import STATE
-from mmscale.checkpoint.find import newest_good
-from mmscale.checkpoint.state import RunState, check_same_run, read_state
+from mmscale.checkpoint.agree import agree_on_newest
+from mmscale.checkpoint.load import load_state, restore_counters
+from mmscale.checkpoint.state import RunState, check_same_run, describe_change, read_state
 from mmscale.config import RunConfig, load_run_config
 from mmscale.counts import Counts, count
 from mmscale.data.batch import Batch
@@ -27,7 +27,7 @@ from mmscale.data.loader import StepBatch, StepLoader
 from mmscale.data.sources import describe_sources
 from mmscale.hooks import Hook, StepInfo
 from mmscale.hooks.audit import AuditHook, QuarantineHook
-from mmscale.hooks.checkpoint import CheckpointHook, average_path
+from mmscale.hooks.checkpoint import CheckpointHook
 from mmscale.hooks.evaluate import EvaluateHook
 from mmscale.hooks.guard import GuardHook
 from mmscale.hooks.log import LogHook
@@ -58,7 +58,7 @@ def train(run: Run, state: RunState | None, stop: StopRequest) -> bool:
         try:
             for batch in loader:
                 if not hooks:
-                    hooks = build_hooks(run, state, batch)
+                    hooks = build_hooks(run, state, batch, stop)
                 sums = optimizer_step(run, batch, stop.asked)
                 if run.average is not None:
                     run.average.update(sums.skipped)
@@ -94,7 +94,7 @@ def open_loader(run: Run, state: RunState | None) -> StepLoader:
     )
 
 
-def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook]:
+def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRequest) -> list[Hook]:
     """Build the hooks in the order in which they run, and print what was derived."""
     shape, wanted = run.trainee.model.config, Wanted.of(run.objectives)
 
@@ -125,29 +125,30 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
         hooks.append(EvaluateHook(run, step))
-    return [*hooks, CheckpointHook(run, bad, guard)]
+    return [*hooks, CheckpointHook(run, bad, guard, stop)]
 
 
 def resume(run: Run) -> RunState | None:
     """Load the newest good checkpoint of the run folder, if there is one (all ranks call).
 
     Raises:
-        CheckpointError, TopologyError: it belongs to another model, data set or topology.
+        CheckpointError, TopologyError: it belongs to another model or data set, or has what this run has no place for.
     """
-    found: list[Path | None] = [newest_good(run.folder.checkpoints) if run.world.is_first else None]
-    dist.broadcast_object_list(found, src=0, group=run.group)
-    folder = found[0]
+    folder = agree_on_newest(run.folder.checkpoints, run.group)
     if folder is None:
         return None
     state = read_state(folder)
     counters = {name: getattr(state, name) for name in ("step", "samples_seen", "quarantined", "skipped", "skipped_in_a_row")}
-    check_same_run(folder, state, run_state(run, **counters))
-    run.engine.load_checkpoint(str(folder), tag=STATE)
-    if run.average is not None:
-        import torch
-
-        run.average.load_state_dict(torch.load(average_path(folder, run.world.rank), map_location=run.world.device, weights_only=True))
-    logger.info("resumed from %s: step %d, %d samples seen", folder, state.step, state.samples_seen)
+    now = run_state(run, **counters)
+    check_same_run(folder, state, now)
+    load_state(folder, run.engine, run.trainee.model, run.average, run.group)
+    restore_counters(run.engine, state.step)
+    logger.info("resumed from %s: step %d, %d samples seen; every tensor compared", folder, state.step, state.samples_seen)
+    if (changed := describe_change(state, now)) is not None:
+        logger.info(
+            "the topology has changed (%s): losses go on to rounding, contrastive and matching ones as far as their groups fix them",
+            changed,
+        )
     return state
 
 

@@ -1,8 +1,7 @@
-"""The fp32 weights behind a ZeRO engine: each rank's fragments, and the whole of one parameter at a time."""
+"""The fp32 weights behind a ZeRO engine: each rank's fragments, and where the optimizer keeps them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,55 +24,51 @@ class Fragment:
     """fp32 values of the part (a view: it follows the optimizer), flat; empty where this rank holds nothing."""
     sharded: bool
     """Whether other ranks hold the rest."""
+    stepped: Tensor | None
+    """The tensor that the optimizer steps, of which the part is a slice; None where this rank holds nothing."""
+    offset: int
+    """Offset of the part in `stepped`, flattened."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the whole parameter."""
+        return torch.Size(getattr(self.parameter, "ds_shape", self.parameter.shape))
 
 
 def trained_fragments(engine: Any, model: nn.Module) -> list[Fragment]:
     """List this rank's fp32 fragments of all trained parameters, for any ZeRO stage."""
     masters = _unsharded_masters(engine)
-    return [_fragment(name, p, masters) for name, p in model.named_parameters() if p.requires_grad]
+    return [_fragment(name, p, masters, engine.optimizer) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def whole_parameters(engine: Any, model: nn.Module, values: Callable[[Fragment], Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and full fp32 value of each parameter, one at a time, then each buffer (all ranks call).
-
-    Args:
-        values: what to assemble instead of a fragment's master values, such as its moving average.
-    """
-    fragments = {f.name: f for f in trained_fragments(engine, model)}
-    for name, parameter in model.named_parameters():
-        fragment = fragments.get(name)
-        if fragment is None:
-            yield name, _gather_frozen(parameter)
-        else:
-            yield name, assemble(fragment, values(fragment) if values else fragment.master)
-    for name, buffer in model.named_buffers():
-        yield name, buffer.detach().cpu()
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """Find the torch optimizer that DeepSpeed's wrapper, where there is one, steps."""
+    optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return optimizer
 
 
-def assemble(fragment: Fragment, local: Tensor) -> Tensor:
-    """Put the parts of one parameter together (all ranks call when it is sharded)."""
-    shape = getattr(fragment.parameter, "ds_shape", fragment.parameter.shape)
-    if not fragment.sharded:
-        return local.detach().reshape(shape).cpu()
-    # of the parameter's device, which the collective is for: with an offloaded optimizer the part itself lies in the host's memory
-    whole = torch.zeros(shape.numel(), dtype=torch.float32, device=fragment.parameter.device)
-    whole[fragment.start : fragment.start + local.numel()] = local
-    dist.all_reduce(whole)
-    return whole.reshape(shape).cpu()
-
-
-def _fragment(name: str, parameter: nn.Parameter, masters: dict[int, Tensor]) -> Fragment:
+def _fragment(name: str, parameter: nn.Parameter, masters: dict[int, Tensor], optimizer: Any) -> Fragment:
     if hasattr(parameter, "ds_id"):  # ZeRO 3
-        local = parameter._z3_optimizer.get_local_fp32_param(parameter)  # type: ignore[attr-defined]
-        start = local.numel() * dist.get_rank()
-        kept = max(0, min(local.numel(), parameter.ds_numel - start))  # type: ignore[attr-defined]  # the last part is padded
-        return Fragment(name, parameter, start, local.detach()[:kept], True)
+        group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        flat = optimizer.fp32_partitioned_groups_flat[group]
+        start = size * dist.get_rank()
+        kept = max(0, min(size, parameter.ds_numel - start))  # type: ignore[attr-defined]  # the last part is padded
+        return Fragment(name, parameter, start, flat.detach().narrow(0, offset, kept), True, flat, offset)
     if hasattr(parameter, "_hp_mapping"):  # ZeRO 1 and 2
         mapping = parameter._hp_mapping
         if mapping is None:
-            return Fragment(name, parameter, 0, torch.empty(0, device=parameter.device), True)
-        return Fragment(name, parameter, mapping.lp_fragment_address.start, mapping.get_hp_fragment().detach().flatten(), True)
-    return Fragment(name, parameter, 0, masters.get(id(parameter), parameter).detach().flatten(), False)
+            return Fragment(name, parameter, 0, torch.empty(0, device=parameter.device), True, None, 0)
+        flat = _partitions(optimizer)[mapping.param_group_index]
+        master = mapping.get_hp_fragment().detach().flatten()
+        return Fragment(name, parameter, mapping.lp_fragment_address.start, master, True, flat, mapping.hp_fragment_address.start)
+    whole = masters.get(id(parameter), parameter)
+    return Fragment(name, parameter, 0, whole.detach().view(-1), False, whole, 0)
+
+
+def _partitions(optimizer: Any) -> list[Tensor]:
+    """This rank's flat fp32 partition of each parameter group, under the name that ZeRO 1 and 2 or the bf16 optimizer has for it."""
+    flats: list[Tensor] = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
+    return flats
 
 
 def _unsharded_masters(engine: Any) -> dict[int, Tensor]:
@@ -82,12 +77,3 @@ def _unsharded_masters(engine: Any) -> dict[int, Tensor]:
     if engine.zero_optimization_stage() > 0 or not low or not full:
         return {}
     return {id(p): m for ps, ms in zip(low, full, strict=True) for p, m in zip(ps, ms, strict=True)}
-
-
-def _gather_frozen(parameter: nn.Parameter) -> Tensor:
-    if not hasattr(parameter, "ds_id"):
-        return parameter.detach().float().cpu()
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().float().cpu().clone()

@@ -1,126 +1,169 @@
 """The commit protocol: nothing is a checkpoint until its manifest is complete and its folder is renamed into place.
 
-rank 0 names an attempt -> every rank writes, syncs and hashes its own files into .tmp-step-N.attempt -> the entries are gathered over a
-gloo group -> rank 0 checks them against the folder, writes MANIFEST.json, renames the folder, syncs its parent -> all ranks learn the
-outcome.
+rank 0 looks for space and names an attempt -> every rank writes, syncs and hashes its own file in .tmp-step-N.attempt -> what each wrote is
+gathered over a gloo group of its own -> rank 0 checks that every tensor is there whole, writes MANIFEST.json, renames the folder, syncs its
+parent -> all ranks learn the outcome. A rank that fails says so in the gather: no rank waits for it, and the checkpoint before stays.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import os
 import secrets
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from mmscale.checkpoint import manifest
-from mmscale.checkpoint.find import committed, name_of, step_of
+from mmscale.checkpoint.find import name_of
+from mmscale.checkpoint.index import NAME as INDEX
+from mmscale.checkpoint.index import STATE, build_index, file_of
+from mmscale.checkpoint.pieces import Piece
+from mmscale.checkpoint.tensor_file import TensorPart, total_bytes, write_tensors
 from mmscale.errors import CheckpointError
 from mmscale.run_folder import fsync, replace_file
 
-logger = logging.getLogger(__name__)
-STATE = "state"
-"""Folder of DeepSpeed's files inside a checkpoint (its `tag`)."""
+LATEST = "latest"
+"""File with the name of the newest checkpoint: a hint for people, which nothing here reads."""
+_SPARE_BYTES, _SPARE_INODES = 64 << 20, 64
+"""Room left for the small files of a checkpoint and of the run."""
 
 
-class RecordingCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's writer of .pt files, which also remembers what this rank wrote."""
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What this rank puts into a checkpoint."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[Path] = []
+    step: int
+    """Optimizer steps done."""
+    pieces: list[Piece]
+    """This rank's share of the tensors; no other rank writes any of it."""
+    scalars: dict[str, float]
+    """What the optimizer counts."""
+    documents: Callable[[Path], list[Path]]
+    """Writes the small files into the attempt's folder and returns their paths; called on rank 0."""
 
-    def save(self, state_dict: Any, path: str) -> None:
-        """Write one file and make it durable."""
-        torch.save(state_dict, path)
-        fsync(Path(path))
-        self.written.append(Path(path))
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What a rank has done."""
+
+    files: list[manifest.FileEntry]
+    parts: list[TensorPart]
+    scalars: dict[str, float]
+    error: str | None
 
 
-def commit(
-    checkpoints: Path, step: int, engine: Any, group: dist.ProcessGroup, extra: Callable[[Path], list[Path]], *, keep: int = 0
-) -> Path:
-    """Write and commit the checkpoint of a step (all ranks call).
+def commit(checkpoints: Path, contents: Contents, group: dist.ProcessGroup) -> Path:
+    """Write and commit a checkpoint (all ranks call).
 
     Args:
         checkpoints: folder of the run's checkpoints, on a file system that all ranks share.
-        step: optimizer steps done.
-        engine: the DeepSpeed engine.
-        group: gloo group of all ranks, with a time-out.
-        extra: writes this rank's further files into the attempt's folder and returns their paths (all ranks call).
-        keep: newest checkpoints to keep; 0 keeps all.
+        contents: what this rank writes.
+        group: gloo group of all ranks, with a time-out, that nobody else uses.
 
     Returns:
         The committed folder.
 
     Raises:
-        CheckpointError: a file of a rank is missing or cannot be written; the checkpoint before it stays the newest.
+        CheckpointError: the same on every rank; nothing was committed, and the checkpoint before it stays the newest.
     """
-    attempt = _name_attempt(checkpoints, step, group)
-    recorder = RecordingCheckpointEngine()
-    previous, engine.checkpoint_engine = engine.checkpoint_engine, recorder
-    try:
-        engine.save_checkpoint(str(attempt), tag=STATE, save_latest=False)
-    finally:
-        engine.checkpoint_engine = previous
-    written = recorder.written + extra(attempt)
-    entries = [manifest.describe_file(attempt, path) for path in written]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, entries, group=group)
+    attempt = _begin(checkpoints, contents, group)
+    report = _write(attempt, contents)
+    reports: list[Any] = [None] * dist.get_world_size()
+    first = dist.get_rank() == 0
+    dist.gather_object(report, reports if first else None, dst=0, group=group)
     failure: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        failure = [_publish(attempt, checkpoints / name_of(step), step, [e for part in gathered for e in part])]
+    if first:
+        failure = [_publish(attempt, checkpoints, contents.step, reports)]
+        if failure[0] is not None:
+            shutil.rmtree(attempt, ignore_errors=True)  # its bytes may be what the disk lacks
     dist.broadcast_object_list(failure, src=0, group=group)
     if failure[0] is not None:
-        raise CheckpointError(failure[0])
-    if dist.get_rank() == 0:
-        retain(checkpoints, keep)
-    return checkpoints / name_of(step)
+        raise CheckpointError(
+            f"The checkpoint of step {contents.step} was not committed: {failure[0]}. The one before it stays the newest."
+        )
+    return checkpoints / name_of(contents.step)
 
 
-def _name_attempt(checkpoints: Path, step: int, group: dist.ProcessGroup) -> Path:
-    """Agree on a fresh folder for this attempt; what killed attempts left behind is removed."""
-    name: list[str] = [""]
-    if dist.get_rank() == 0:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        for stale in (*checkpoints.glob(".tmp-*"), *checkpoints.glob(".trash-*")):
-            shutil.rmtree(stale)
-        name = [f".tmp-{name_of(step)}.{secrets.token_hex(4)}"]
-        (checkpoints / name[0]).mkdir()
-    dist.broadcast_object_list(name, src=0, group=group)
-    return checkpoints / name[0]
+def _begin(checkpoints: Path, contents: Contents, group: dist.ProcessGroup) -> Path:
+    """Agree on a fresh folder for this attempt, where there is room for it; what killed attempts left behind is removed."""
+    sizes: list[Any] = [None] * dist.get_world_size()
+    first = dist.get_rank() == 0
+    dist.gather_object(total_bytes(contents.pieces), sizes if first else None, dst=0, group=group)
+    told: list[str | None] = [None, None]
+    if first:
+        name = f".tmp-{name_of(contents.step)}.{secrets.token_hex(4)}"
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            for stale in (*checkpoints.glob(".tmp-*"), *checkpoints.glob(".trash-*")):
+                shutil.rmtree(stale)
+            for torn in checkpoints.glob(f".{LATEST}.*.tmp"):
+                torn.unlink()
+            told = [name, find_lack(checkpoints, sum(sizes), len(sizes))]
+            if told[1] is None:
+                (checkpoints / name / STATE).mkdir(parents=True)
+        except OSError as e:
+            told = [name, str(e)]
+    dist.broadcast_object_list(told, src=0, group=group)
+    if told[1] is not None:
+        raise CheckpointError(f"The checkpoint of step {contents.step} was not committed: {told[1]}. The one before it stays the newest.")
+    return checkpoints / str(told[0])
 
 
-def _publish(attempt: Path, final: Path, step: int, entries: list[manifest.FileEntry]) -> str | None:
-    """Complete the attempt and rename it into place; returns what went wrong, or None."""
-    for converter in attempt.glob("zero_to_*.py"):  # DeepSpeed's scripts: model/ is converted already
-        converter.unlink()
-    on_disk = {p.relative_to(attempt).as_posix() for p in attempt.rglob("*") if p.is_file()}
-    named = {e.path for e in entries}
-    if on_disk != named:
-        return f"The checkpoint of step {step} was not committed: missing {sorted(named - on_disk)}, unknown {sorted(on_disk - named)}."
+def find_lack(folder: Path, size: int, files: int) -> str | None:
+    """Say what a file system lacks for so many bytes and files, or None. One that does not count inodes has enough."""
+    there = os.statvfs(folder)
+    free, needed = there.f_bavail * there.f_frsize, size + _SPARE_BYTES
+    if free < needed:
+        return f"{str(folder)!r} has {free / 2**20:,.0f} MiB free and {needed / 2**20:,.0f} MiB are needed; delete something there"
+    if there.f_files and there.f_favail < files + _SPARE_INODES:
+        return f"{str(folder)!r} has {there.f_favail} free inodes and {files + _SPARE_INODES} are needed; delete files there"
+    return None
+
+
+def _write(attempt: Path, contents: Contents) -> _Report:
+    """Write this rank's files; a failure is reported, not raised, so that the others do not wait in vain."""
+    rank = dist.get_rank()
     try:
+        relative = file_of(rank)
+        entry, parts = write_tensors(attempt / relative, relative, contents.pieces)
+        files = [entry]
+        if rank == 0:
+            for path in contents.documents(attempt):
+                fsync(path)
+                files.append(manifest.describe_file(attempt, path))
+    except Exception as e:  # noqa: BLE001  (whatever it is, the other ranks must hear of it)
+        return _Report([], [], {}, f"rank {rank}: {e or type(e).__name__}")
+    return _Report(files, parts, contents.scalars, None)
+
+
+def _publish(attempt: Path, checkpoints: Path, step: int, reports: list[_Report]) -> str | None:
+    """Complete the attempt and rename it into place; returns what went wrong, or None."""
+    errors = [r.error for r in reports if r.error is not None]
+    if errors:
+        return "; ".join(errors)
+    final = checkpoints / name_of(step)
+    try:
+        index = attempt / STATE / INDEX
+        replace_file(index, build_index([r.parts for r in reports], [r.scalars for r in reports]).to_json())
+        entries = [e for r in reports for e in r.files] + [manifest.describe_file(attempt, index)]
+        on_disk = {p.relative_to(attempt).as_posix() for p in attempt.rglob("*") if p.is_file()}
+        named = {e.path for e in entries}
+        if on_disk != named:
+            return f"missing {sorted(named - on_disk)}, unknown {sorted(on_disk - named)}"
         replace_file(attempt / manifest.NAME, manifest.to_json(entries, step))
-        for folder in {(attempt / e.path).parent for e in entries}:
+        for folder in {parent for e in entries for parent in (attempt / e.path).parents if parent.is_relative_to(attempt)}:
             fsync(folder)
         if final.exists():  # left by a run whose later steps were lost; this one replaces it
             final.rename(final.with_name(f".trash-{final.name}.{secrets.token_hex(4)}"))
         attempt.rename(final)
-        fsync(final.parent)
-    except OSError as e:
-        return f"The checkpoint of step {step} was not committed: {e}. The one before it stays the newest."
+        fsync(checkpoints)
+    except (OSError, CheckpointError) as e:
+        return str(e)
+    with contextlib.suppress(OSError):
+        replace_file(checkpoints / LATEST, final.name + "\n")
     return None
-
-
-def retain(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep` committed checkpoints: renamed first, so that no half-deleted one is ever found."""
-    for folder in committed(checkpoints)[:-keep] if keep else []:
-        trash = folder.with_name(f".trash-{folder.name}.{secrets.token_hex(4)}")
-        folder.rename(trash)
-        shutil.rmtree(trash)
-        logger.info("deleted the checkpoint of step %d", step_of(folder))

@@ -40,14 +40,19 @@ def newest_good(checkpoints: Path) -> Path | None:
         fault = manifest.find_fault(folder)
         if fault is None:
             return folder
-        aside = folder.with_name(f".bad-{folder.name}")
-        number = 0
-        while aside.exists():
-            number += 1
-            aside = folder.with_name(f".bad-{folder.name}.{number}")
-        folder.rename(aside)
-        logger.warning("checkpoint %s is damaged: %s. It was moved to %s and the one before it is used.", folder, fault, aside.name)
+        set_aside(folder, fault)
     return None
+
+
+def set_aside(folder: Path, fault: str) -> None:
+    """Move a damaged checkpoint out of the way, and say so; it is not deleted."""
+    aside = folder.with_name(f".bad-{folder.name}")
+    number = 0
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f".bad-{folder.name}.{number}")
+    folder.rename(aside)
+    logger.warning("checkpoint %s is damaged: %s. It was moved to %s and the one before it is used.", folder, fault, aside.name)
 
 
 def resolve(path: str | Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from mmscale.errors import CheckpointError
 
 NAME = "MANIFEST.json"
-VERSION = 1
+VERSION = 2
+"""2: tensors by name in safetensors files (1 held DeepSpeed's own files)."""
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,22 @@ def read_manifest(folder: Path) -> list[FileEntry]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return [FileEntry(**entry) for entry in content["files"]]
-    except (ValueError, KeyError, TypeError) as e:
+        version, entries = content["version"], [FileEntry(**entry) for entry in content["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"The manifest {str(path)!r} is damaged: {e}. Use another checkpoint of the run.") from e
+    if version != VERSION:
+        raise CheckpointError(
+            f"The checkpoint {str(folder)!r} is of version {version}; this mmscale reads version {VERSION}. "
+            "Go on with the mmscale that wrote it, or start again in a new `run` folder."
+        )
+    return entries
+
+
+def is_pickle(path: Path) -> bool:
+    """Tell by its name and first bytes whether a file is something that Python would unpickle: a pickle, or torch's zip of one."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return path.suffix in _PICKLES or start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
 
 
 def find_fault(folder: Path, *, hashes: bool = True) -> str | None:
@@ -71,14 +87,33 @@ def find_fault(folder: Path, *, hashes: bool = True) -> str | None:
     except CheckpointError as e:
         return str(e)
     for entry in entries:
-        path = folder / entry.path
-        if not path.is_file():
-            return f"{entry.path} is missing"
-        if path.stat().st_size != entry.size:
-            return f"{entry.path} has {path.stat().st_size} bytes instead of {entry.size}"
-    for entry in entries if hashes else ():
-        if describe_file(folder, folder / entry.path).sha256 != entry.sha256:
-            return f"{entry.path} does not match its sha256"
+        if (fault := _find_fault_outside(folder, entry)) is not None:
+            return fault
+    return find_changed(folder, entries) if hashes else None
+
+
+def find_changed(folder: Path, entries: Sequence[FileEntry]) -> str | None:
+    """Hash files and compare with their entries; one sentence that names the first one that differs, or None."""
+    for entry in entries:
+        try:
+            if describe_file(folder, folder / entry.path).sha256 != entry.sha256:
+                return f"{entry.path} does not match its sha256"
+        except OSError as e:
+            return f"{entry.path} cannot be read: {e}"
+    return None
+
+
+def _find_fault_outside(folder: Path, entry: FileEntry) -> str | None:
+    """What can be said of a file without reading it all."""
+    path = folder / entry.path
+    if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
+        return f"{entry.path} lies outside of the checkpoint"
+    if not path.is_file():
+        return f"{entry.path} is missing"
+    if path.stat().st_size != entry.size:
+        return f"{entry.path} has {path.stat().st_size} bytes instead of {entry.size}"
+    if is_pickle(path):
+        return f"{entry.path} is a pickle, which can run code when it is loaded; a checkpoint of mmscale has none"
     return None
 
 

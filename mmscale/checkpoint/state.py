@@ -77,7 +77,7 @@ def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
 
     Raises:
         CheckpointError: another model, data set, order, tokenizer or global batch.
-        TopologyError: another number of ranks, micro-batch, ZeRO stage or compute type.
+        TopologyError: another compute type. Ranks, micro-batch and ZeRO stage may change.
     """
     start = f"The run's checkpoint {str(folder)!r} cannot be continued:"
     if changed := _differences(saved.model, now.model):
@@ -93,8 +93,17 @@ def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
             raise CheckpointError(
                 f"{start} its {name} was {_short(before)}, now it is {_short(after)}. Restore {keys}, or use a new `run` folder."
             )
-    if changed := _differences(saved.topology, now.topology):
-        raise TopologyError(f"{start} it was written on another topology ({changed}). Start the run as it was started before.")
+    before, after = saved.topology["precision"], now.topology["precision"]
+    if before != after:
+        raise TopologyError(
+            f"{start} its precision was {before}, now it is {after}. Restore `train.precision`, or use a new `run` folder "
+            "with init_from set to this checkpoint."
+        )
+
+
+def describe_change(saved: RunState, now: RunState) -> str | None:
+    """Say how the topology differs from the one that a checkpoint was written on, or None where it does not."""
+    return _differences(saved.topology, now.topology) or None
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> str:

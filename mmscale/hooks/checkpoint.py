@@ -3,45 +3,65 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from datetime import timedelta
 from pathlib import Path
 
-import torch
+import torch.distributed as dist
 
 from mmscale.assemble import Run, run_state
-from mmscale.checkpoint.commit import STATE, commit
-from mmscale.checkpoint.model_folder import AVERAGE, MODEL, write_model
-from mmscale.checkpoint.state import write_state
-from mmscale.errors import RunError
+from mmscale.checkpoint.background import BackgroundSave, Outcome, Snapshot
+from mmscale.checkpoint.commit import Contents, commit
+from mmscale.checkpoint.model_folder import write_model_files
+from mmscale.checkpoint.pieces import live_state
+from mmscale.checkpoint.retention import retain
+from mmscale.checkpoint.state import RunState, write_state
+from mmscale.errors import CheckpointError, RunError
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
-from mmscale.lora import merged
-from mmscale.run_folder import fsync
-from mmscale.weights import whole_parameters
+from mmscale.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointHook:
-    """Runs last: what the other hooks wrote of a step is on file when the step is committed."""
+    """Runs last: what the other hooks wrote of a step is on file when the step is committed.
 
-    def __init__(self, run: Run, quarantined: int, guard: GuardHook) -> None:
+    A save that fails leaves training on the checkpoint before; `checkpoint.max_failures` in a row end the run.
+    """
+
+    def __init__(self, run: Run, quarantined: int, guard: GuardHook, stop: StopRequest) -> None:
         self.run = run
         self.guard = guard
         self.quarantined = quarantined
+        self.stop = stop
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=run.config.checkpoint.timeout_s))
+        self.background = BackgroundSave()
+        self.snapshot = Snapshot()
+        self.failures = 0
+        self.advised = False
+        self.first: tuple[int, float] | None = None
+        self.stalled_s = 0.0
 
     def after_step(self, info: StepInfo) -> None:
         """Commit when a checkpoint is due (all ranks call).
 
         Raises:
-            RunError: too many steps were skipped; raised once the state, which is that of the last good step, is committed.
+            RunError: saving has failed too often; or too many steps were skipped, raised once the state, which is that of the last good
+                step, is committed.
         """
-        self.quarantined += info.sums.quarantined
         config = self.run.config.checkpoint
-        if not due(info.step, config.every, info.last or self.guard.failure is not None):
+        self.quarantined += info.sums.quarantined
+        self.first = self.first or (info.step, time.perf_counter())
+        self._note(self.background.collect(wait=False), may_raise=False)
+        last = info.last or self.guard.failure is not None
+        if not due(info.step, config.every, last):
             return
         self.guard.settle()
+        last = last or self.guard.failure is not None
         start = time.perf_counter()
+        self._note(self.background.collect(wait=True), may_raise=False)
         state = run_state(
             self.run,
             step=info.step,
@@ -50,40 +70,85 @@ class CheckpointHook:
             skipped=self.guard.total,
             skipped_in_a_row=self.guard.in_a_row,
         )
-
-        def extra(attempt: Path) -> list[Path]:
-            first = self.run.world.is_first
-            return write_models(self.run, attempt) + _write_average(self.run, attempt) + ([write_state(attempt, state)] if first else [])
-
-        folder = commit(self.run.folder.checkpoints, info.step, self.run.engine, self.run.group, extra, keep=config.keep)
-        logger.info("committed %s in %.1f s", folder, time.perf_counter() - start)
+        if config.background and not last:
+            contents = self._contents(state, snapshot=True)
+            self.background.start(info.step, lambda: self._commit(contents))
+        else:
+            outcome = self._save(self._contents(state, snapshot=False))
+            self._note(outcome, may_raise=True, last=last)
+        stall_s = time.perf_counter() - start
+        self._advise(info.step, stall_s)
+        self.stalled_s += stall_s
         if self.guard.failure is not None:
             raise RunError(self.guard.failure)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """A save that still runs is not waited for: the run has failed, or the last step would have."""
+
+    def _contents(self, state: RunState, *, snapshot: bool) -> Contents:
+        run = self.run
+        live = live_state(run.engine, run.trainee.model, run.average)
+        own = [p.share(run.world.rank, run.world.size) for p in live.pieces]
+        pieces = [p for p in own if p.values.numel()]
+
+        def documents(attempt: Path) -> list[Path]:
+            return [*write_model_files(attempt, run.trainee.model.config, run.tokenizer_folder), write_state(attempt, state)]
+
+        return Contents(state.step, self.snapshot.take(pieces) if snapshot else pieces, live.scalars, documents)
+
+    def _save(self, contents: Contents) -> Outcome:
+        start = time.perf_counter()
+        error: CheckpointError | None = None
+        try:
+            self._commit(contents)
+        except CheckpointError as e:
+            error = e
+        return Outcome(contents.step, time.perf_counter() - start, error)
+
+    def _commit(self, contents: Contents) -> None:
+        commit(self.run.folder.checkpoints, contents, self.group)
+        if self.run.world.is_first:
+            try:
+                retain(self.run.folder, self.run.config.checkpoint)
+            except OSError as e:  # what was to go is out of the way, or stays for the next time
+                logger.warning("an old checkpoint could not be deleted: %s", e)
+
+    def _note(self, outcome: Outcome | None, *, may_raise: bool, last: bool = False) -> None:
+        """Say how a save has ended, and count failures; all ranks have the same outcome, though perhaps a step apart."""
+        if outcome is None:
+            return
+        if outcome.error is None:
+            self.failures = 0
+            logger.info("committed the checkpoint of step %d in %.1f s", outcome.step, outcome.seconds)
+            return
+        if not isinstance(outcome.error, CheckpointError):
+            raise outcome.error  # a rank is gone, or this is a fault of ours
+        self.failures += 1
+        most = self.run.config.checkpoint.max_failures
+        logger.warning("ALERT %s (%d of %d failures in a row)", outcome.error, self.failures, most)
+        if last or (may_raise and self.failures >= most):
+            raise RunError(
+                f"{outcome.error} It was failure {self.failures} in a row (checkpoint.max_failures = {most})."
+            ) from outcome.error
+        if self.failures >= most:
+            self.stop.asked = True  # ranks agree on it at the next step, and try once more
+
+    def _advise(self, step: int, stall_s: float) -> None:
+        """Once, say which interval would cost least (Young 1974): sqrt(2 x stall x mean time to failure)."""
+        assert self.first is not None
+        steps = step - self.first[0]
+        if self.advised or steps == 0 or not self.run.world.is_first:
+            return
+        self.advised = True
+        step_s = (time.perf_counter() - self.first[1] - stall_s - self.stalled_s) / steps
+        hours = self.run.config.checkpoint.hours_between_failures
+        best_s = best_interval_s(stall_s, hours * 3600)
+        logger.info(
+            "a checkpoint stalls training for %.2f s; with a failure every %g h, one every %.0f s costs least: checkpoint.every=%d",
+            *(stall_s, hours, best_s, max(1, round(best_s / max(step_s, 1e-9)))),
+        )
 
 
-def write_models(run: Run, attempt: Path) -> list[Path]:
-    """Write model/, and ema/ where an average is kept, in the transformers layout (all ranks call)."""
-    first, model, config = run.world.is_first, run.trainee.model, run.trainee.model.config
-    lora, tokenizer = run.config.lora, run.tokenizer_folder
-    files = write_model(attempt / MODEL, config, merged(whole_parameters(run.engine, model), lora), tokenizer, write=first)
-    if run.average is not None:
-        files += write_model(attempt / AVERAGE, config, merged(run.average.whole(), lora), tokenizer, write=first)
-    return files
-
-
-def _write_average(run: Run, attempt: Path) -> list[Path]:
-    """Write this rank's part of the moving average, to go on from."""
-    if run.average is None:
-        return []
-    path = average_path(attempt, run.world.rank)
-    torch.save(run.average.state_dict(), path)
-    fsync(path)
-    return [path]
-
-
-def average_path(folder: Path, rank: int) -> Path:
-    """Where a rank keeps its part of the moving average."""
-    return folder / STATE / f"ema_rank_{rank}.pt"
+def best_interval_s(stall_s: float, mttf_s: float) -> float:
+    """Compute the time between checkpoints that costs least, sqrt(2 x stall x mean time to failure) (Young 1974, eq. 9)."""
+    return math.sqrt(2 * stall_s * mttf_s)

@@ -1,19 +1,22 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmscale.checkpoint import manifest
-from mmscale.checkpoint.commit import retain
 from mmscale.checkpoint.find import committed, name_of, newest_good, resolve, step_of
+from mmscale.checkpoint.manifest import find_fault
+from mmscale.checkpoint.retention import pin, retain
+from mmscale.config import CheckpointConfig
 from mmscale.errors import CheckpointError
-from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to, read_lines
+from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, read_lines
 
 
 def make(checkpoints: Path, step: int) -> Path:
     folder = checkpoints / name_of(step)
     (folder / "state").mkdir(parents=True)
-    files = [folder / "run.json", folder / "state" / "a.pt"]
+    files = [folder / "run.json", folder / "state" / "a.safetensors"]
     for path in files:
         path.write_text(f"{path.name} {step}" * 50)
     (folder / manifest.NAME).write_text(manifest.to_json([manifest.describe_file(folder, p) for p in files], step))
@@ -31,7 +34,7 @@ def test_newest_good_and_its_names(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, how: str) -> None:
-    path = folder / "state" / "a.pt"
+    path = folder / "state" / "a.safetensors"
     if how == "missing":
         path.unlink()
     elif how == "truncated":
@@ -47,9 +50,9 @@ def spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "state/a.pt is missing"),
-        ("truncated", r"state/a.pt has \d+ bytes instead of \d+"),
-        ("flipped", "state/a.pt does not match its sha256"),
+        ("missing", "state/a.safetensors is missing"),
+        ("truncated", r"state/a.safetensors has \d+ bytes instead of \d+"),
+        ("flipped", "state/a.safetensors does not match its sha256"),
         ("manifest", "is damaged"),
     ],
 )
@@ -81,13 +84,40 @@ def test_resolve_tells_what_is_no_checkpoint(tmp_path: Path) -> None:
         resolve(tmp_path / "new")
 
 
-def test_retention_keeps_the_newest(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
-        make(tmp_path, step)
-    retain(tmp_path, 0)
-    assert len(committed(tmp_path)) == 4
-    retain(tmp_path, 2)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003", "step-00000004"]
+def test_retention(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step in range(1, 8):
+        make(run.checkpoints, step)
+        append_line(run.evaluations, {"step": step, "accuracy": 0.9 if step == 3 else 0.1 * step})
+    pin(run.checkpoints / name_of(1))
+    retain(run, CheckpointConfig(keep=0))
+    assert len(committed(run.checkpoints)) == 7
+    retain(run, CheckpointConfig(keep=2, keep_every=4, best="accuracy"))
+    assert [step_of(p) for p in committed(run.checkpoints)] == [1, 3, 4, 6, 7]
+    pin(run.checkpoints / name_of(1), pinned=False)
+    assert find_fault(run.checkpoints / name_of(1)) is None
+    retain(run, CheckpointConfig(keep=2))
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == [name_of(6), name_of(7)]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04zip", b"\x80\x04\x95pickle"])
+def test_pickles_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    folder = make(tmp_path, 1)
+    (folder / "state" / "a.safetensors").write_bytes(content)
+    files = [manifest.describe_file(folder, p) for p in (folder / "run.json", folder / "state" / "a.safetensors")]
+    (folder / manifest.NAME).write_text(manifest.to_json(files, 1))
+    with pytest.raises(CheckpointError, match=r"state/a\.safetensors is a pickle, which can run code when it is loaded"):
+        resolve(folder)
+
+
+def test_manifests_that_are_not_ours(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1)
+    entry = manifest.describe_file(folder, folder / "run.json")
+    (folder / manifest.NAME).write_text(manifest.to_json([replace(entry, path="../run.json")], 1))
+    assert find_fault(folder) == "../run.json lies outside of the checkpoint"
+    (folder / manifest.NAME).write_text('{"version": 1, "step": 1, "files": []}')
+    with pytest.raises(CheckpointError, match="is of version 1; this mmscale reads version 2"):
+        resolve(folder)
 
 
 def test_json_lines_survive_a_torn_end(tmp_path: Path) -> None:

@@ -75,8 +75,12 @@ def test_start_from_another_model(alone: Alone, stage: Path, tmp_path: Path, tin
         (["model.num_heads=4"], r"it is of another model \(num_heads was 2, now 4\)\. Restore the model's configuration, or use a new"),
         (["train.seed=2"], r"its order was \w{12}, now it is \w{12}\. Restore `train\.seed`, `data\.order` and the weights of the steps"),
         (["train.global_batch=8"], r"its global_batch was 16, now it is 8\. Restore `train\.global_batch`, or use a new `run` folder\."),
-        (["zero.stage=2"], r"it was written on another topology \(zero\.stage was 1, now 2\)\. Start the run as it was started before\."),
-        (["train.micro_batch=8"], r"another topology \(micro_batch was 16, now 8\)"),
+        (
+            ["train.precision=bf16"],
+            r"its precision was float32, now it is bfloat16\. Restore `train\.precision`, or use a new `run` folder",
+        ),
+        (["train.ema_decay=0.9"], r"it holds no moving average and the run is to have one\. Restore `train\.ema_decay`\."),
+        (["optimizer.freeze=[norm]"], r" was trained and is frozen now\. Restore `optimizer\.freeze`\."),
     ],
 )
 def test_continue_a_run_as_another_one(alone: Alone, stage: Path, tmp_path: Path, tiny_run: Path, words: list[str], message: str) -> None:
@@ -105,7 +109,7 @@ def test_continue_a_run_on_another_data_set(alone: Alone, stage: Path, tmp_path:
 def test_the_newest_checkpoint_is_damaged(alone: Alone, stage: Path, tmp_path: Path, tiny_run: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    weights = next((run / "checkpoints" / "step-00000012" / "state").glob("*.pt"))
+    weights = next((run / "checkpoints" / "step-00000012" / "state").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(bytes(content))
