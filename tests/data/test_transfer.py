@@ -24,11 +24,13 @@ def tensors(batch: Batch) -> list[Tensor]:
 def taken(folder: Path, *, ahead: bool, seen: int = 0, device: str = "cpu") -> tuple[list[StepBatch], int]:  # noqa: F811
     """All steps, and how many micro-batches had been taken from the feed when the second step was handed out."""
     steps, work = [], 0
-    with loader(folder, seen=seen, prefetch=2 * (B // M), device=torch.device(device)) as opened:
+    end = time.monotonic() + 60
+    with loader(folder, seen=seen, steps=seen // B + 6, prefetch=2 * (B // M), device=torch.device(device)) as opened:
         opened.transfer.ahead = ahead
         for step in opened:
             steps.append(step)
             while opened.feed is not None and opened.feed.ready() < 2 * (B // M) and len(steps) < 3:
+                assert time.monotonic() < end
                 time.sleep(0.001)  # until the next two steps lie ready
             if len(steps) == 2:
                 work = opened.statistics().samples
