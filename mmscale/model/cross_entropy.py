@@ -59,7 +59,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss_R, hits_R
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         x_RD, weight_VD, bias_V, labels_R, lse_R, probability_RV = ctx.saved_tensors
         above_R, rows = above[0], ctx.rows

@@ -137,7 +137,7 @@ class SigmoidLoss(torch.autograd.Function):
         return found.loss_M.sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what the forward has found."""
         return *(above[0] * gradient for gradient in ctx.saved_tensors), None, None, None
