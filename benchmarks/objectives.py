@@ -42,7 +42,7 @@ from mmscale.engine import Trainee
 from mmscale.model.model import no_text
 from mmscale.objectives import Objective
 from mmscale.optim import build_optimizer
-from mmscale.world import connect, read_world
+from mmscale.world import World, connect, read_world
 
 ROUND = 4
 """Steps of each way in a round."""
@@ -109,11 +109,10 @@ def assert_equal(ways: Sequence[Way], batch: Batch, factors_K: Tensor) -> dict[s
     return worst
 
 
-def measure(place: Path, size: str, rounds: int) -> dict[str, Any]:
+def measure(place: Path, size: str, rounds: int, world: World, group: dist.ProcessGroup) -> dict[str, Any]:
     """Measure one size of model."""
-    world = read_world()
     config = stage_config(place, size, 0, *ALL_TAKE_PART)
-    run = assemble(config, world, connect(world, 300))
+    run = assemble(config, world, group)
     batches = prepare(run, WARM_UP + rounds * ROUND)
     ways = [Way(name, run) for name in WAYS]
     case: dict[str, Any] = {"size": size, "batch": config.train.global_batch, "rounds": rounds}
@@ -135,7 +134,9 @@ def measure(place: Path, size: str, rounds: int) -> dict[str, Any]:
     for name in WAYS[1:]:
         ratios = sorted(s[name] / s["one"] for s in sums)
         case[f"ratio_to_{name}"], case[f"ratios_to_{name}"] = statistics.median(ratios), ratios
-    dist.destroy_process_group()
+    run.engine.destroy()
+    rates = ", ".join(f"{name} {case[f'{name}_samples_per_s']:.1f}" for name in WAYS)
+    print(f"{size}: {rates} samples/s; {case['ratio_to_each']:.2f} x each, {case['ratio_to_lean']:.2f} x lean", flush=True)
     return case | {"date": now()}
 
 
@@ -148,12 +149,12 @@ def main() -> None:
     words = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("mmscale").addHandler(logging.NullHandler())
+    world = read_world()
+    group = connect(world, 300)
     with tempfile.TemporaryDirectory() as temporary:
         write_glyphs(Path(temporary))
-        cases = [measure(Path(temporary), size, words.rounds) for size in words.sizes]
-    for case in cases:
-        rates = ", ".join(f"{name} {case[f'{name}_samples_per_s']:.1f}" for name in WAYS)
-        print(f"{case['size']}: {rates} samples/s; {case['ratio_to_each']:.2f} x each, {case['ratio_to_lean']:.2f} x lean")
+        cases = [measure(Path(temporary), size, words.rounds, world, group) for size in words.sizes]
+    dist.destroy_process_group()
     report = {
         "benchmark": "objectives",
         "what": "a training step of one forward for five objectives against one forward per objective; fp32, one thread",
