@@ -92,4 +92,6 @@ def build_engine(trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: to
     trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
     derived = deepspeed_config(config, plan, dtype, trained, device)
     engine, *_ = deepspeed.initialize(model=trainee, optimizer=build_optimizer(trainee, config.optimizer), config=derived)
+    if plan.ranks == 1 and config.zero.stage == 0:  # it would copy all gradients into a buffer and back, to sum them over one rank
+        engine.enable_backward_allreduce = False
     return engine
