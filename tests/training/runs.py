@@ -66,7 +66,7 @@ def train(ranks: int, stage: Path, *words: str, timeout_s: float = 300) -> subpr
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout_s)
 
 
-def kill_after(ranks: int, stage: Path, words: list[str], run: Path, *, lines: int, extra_s: float, timeout_s: float = 120) -> None:
+def kill_after(ranks: int, stage: Path, words: list[str], run: Path, *, lines: int, extra_s: float, timeout_s: float = 500) -> None:
     """Start a run, wait until its metrics have grown by so many lines and some time, and kill -9 every process of it."""
     before = count_lines(run)
     process = subprocess.Popen(
