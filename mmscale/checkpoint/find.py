@@ -34,16 +34,6 @@ def committed(checkpoints: Path) -> list[Path]:
     return sorted(folders, key=step_of)
 
 
-def newest_good(checkpoints: Path) -> Path | None:
-    """Find the newest checkpoint whose every file matches its manifest; name the bad ones and set them aside."""
-    for folder in reversed(committed(checkpoints)):
-        fault = manifest.find_fault(folder)
-        if fault is None:
-            return folder
-        set_aside(folder, fault)
-    return None
-
-
 def set_aside(folder: Path, fault: str) -> None:
     """Move a damaged checkpoint out of the way, and say so; it is not deleted."""
     aside = folder.with_name(f".bad-{folder.name}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmscale.checkpoint.commit import LATEST, find_lack
-from mmscale.checkpoint.find import committed, name_of, newest_good, step_of
+from mmscale.checkpoint.find import committed, name_of, resolve, step_of
 from mmscale.checkpoint.reader import StateReader
 from tests.checkpoint.crashing import SIZE, save
 from tests.checkpoint.forks import Forks
@@ -38,8 +38,7 @@ def copied(run: Path, to: Path) -> Path:
 
 def newest_step(run: Path) -> int:
     """Step of the newest checkpoint, after a look at its values."""
-    folder = newest_good(run / "checkpoints")
-    assert folder is not None
+    folder = resolve(run)
     step = step_of(folder)
     assert torch.equal(StateReader(folder).whole("master", "weight"), torch.full((SIZE,), float(step)))
     return step
@@ -102,7 +101,6 @@ def flip(path: Path) -> None:
 def test_damaged_file(run: Path, forks: Forks, spoil: Callable[[Path], None], file: str) -> None:
     spoil(run / "checkpoints" / name_of(2) / file)
     assert newest_step(run) == 1
-    assert (run / "checkpoints" / f".bad-{name_of(2)}").is_dir()
 
 
 def test_two_damaged_in_a_row_and_an_empty_hint(run: Path, forks: Forks) -> None:

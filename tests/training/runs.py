@@ -82,7 +82,7 @@ def run_grid(ranks: int, stage: Path, results: Path, lines: list[str], program: 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-def kill_after(ranks: int, stage: Path, words: list[str], run: Path, *, lines: int, extra_s: float, timeout_s: float = 120) -> None:
+def kill_after(ranks: int, stage: Path, words: list[str], run: Path, *, lines: int, extra_s: float, timeout_s: float = 500) -> None:
     """Start a run, wait until its metrics have grown by so many lines and some time, and kill -9 every process of it."""
     before = count_lines(run)
     process = subprocess.Popen(

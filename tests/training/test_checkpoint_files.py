@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmscale.checkpoint import manifest
-from mmscale.checkpoint.find import committed, name_of, newest_good, resolve, step_of
+from mmscale.checkpoint.find import committed, name_of, resolve, set_aside, step_of
 from mmscale.checkpoint.manifest import find_fault
 from mmscale.checkpoint.retention import pin, retain
 from mmscale.config import CheckpointConfig
@@ -23,14 +23,14 @@ def make(checkpoints: Path, step: int) -> Path:
     return folder
 
 
-def test_newest_good_and_its_names(tmp_path: Path) -> None:
-    assert newest_good(tmp_path / "checkpoints") is None
-    make(tmp_path, 5)
-    newest = make(tmp_path, 1234567890)
-    (tmp_path / ".tmp-step-00000009.ab").mkdir()
-    (tmp_path / "step-00000011").mkdir()  # never committed: no manifest
-    assert [step_of(p) for p in committed(tmp_path)] == [5, 1234567890]
-    assert newest_good(tmp_path) == newest
+def test_the_newest_and_its_name(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    make(checkpoints, 5)
+    newest = make(checkpoints, 1234567890)
+    (checkpoints / ".tmp-step-00000009.ab").mkdir()
+    (checkpoints / "step-00000011").mkdir()  # never committed: no manifest
+    assert [step_of(p) for p in committed(checkpoints)] == [5, 1234567890]
+    assert resolve(tmp_path) == newest
 
 
 def spoil(folder: Path, how: str) -> None:
@@ -59,16 +59,22 @@ def spoil(folder: Path, how: str) -> None:
 def test_a_bad_checkpoint_is_named_set_aside_and_the_one_before_used(
     tmp_path: Path, how: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = make(tmp_path, 1)
-    spoil(make(tmp_path, 2), how)
-    with caplog.at_level(logging.WARNING, logger="mmscale.checkpoint.find"):
-        assert newest_good(tmp_path) == good
-    assert "step-00000002 is damaged" in caplog.text
-    assert (tmp_path / ".bad-step-00000002").is_dir()
-    assert committed(tmp_path) == [good]
-    spoil(make(tmp_path, 2), how)
-    with pytest.raises(CheckpointError, match=message):
-        resolve(tmp_path / "step-00000002")
+    checkpoints = tmp_path / "checkpoints"
+    good = make(checkpoints, 1)
+    for _ in range(2):
+        bad = make(checkpoints, 2)
+        spoil(bad, how)
+        with pytest.raises(CheckpointError, match=message):
+            resolve(bad)
+        assert resolve(tmp_path) == good
+        fault = find_fault(bad)
+        assert fault is not None
+        with caplog.at_level(logging.WARNING, logger="mmscale.checkpoint.find"):
+            set_aside(bad, fault)
+        assert f"step-00000002 is damaged: {fault}" in caplog.text
+        assert committed(checkpoints) == [good]
+    assert (checkpoints / ".bad-step-00000002").is_dir()
+    assert (checkpoints / ".bad-step-00000002.1").is_dir()
 
 
 def test_resolve_tells_what_is_no_checkpoint(tmp_path: Path) -> None:
