@@ -205,6 +205,27 @@ def preflight(
 
 
 @app.command()
+def pipeline(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file of stages (configs/pipeline).")],
+    words: StageWords = None,
+    cluster: Annotated[str | None, typer.Option(help="A cluster file of SLURM's: submit jobs; default: run here, in order.")] = None,
+    cluster_words: ClusterWords = None,
+    show: Annotated[bool, typer.Option("--show", help="Only print which stages are done, and their results.")] = False,
+) -> None:
+    """Run stages in the order of their dependencies; what is done is not done again, what was broken off goes on."""
+    from launcher import pipeline_run
+    from launcher.pipeline import load_pipeline
+
+    folder, stages = load_pipeline(file, words or [])
+    if show:
+        print(pipeline_run.table(folder, stages))
+    elif cluster is not None:
+        raise typer.Exit(pipeline_run.run_on_slurm(folder, stages, cluster, cluster_words or []))
+    else:
+        raise typer.Exit(pipeline_run.run_here(folder, stages))
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder (its newest checkpoint).")],
     words: Words = None,
