@@ -176,7 +176,7 @@ def launch(
     """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended. SLURM: submit it as a job."""
     from launcher import start
 
-    options = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
+    options: dict[str, object] = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
     options |= {"hosts.include": include, "hosts.exclude": exclude, "hosts.master_address": master_address}
     request = start.request((config, *(words or [])), cluster, [*(cluster_words or []), *given(options)], module=module, grace_s=grace_s)
     raise typer.Exit(start.launch(request, master_port, dry_run=dry_run))

@@ -19,6 +19,7 @@ from launcher.engines.programs import find_program
 from launcher.errors import LaunchError
 from launcher.monitor import summarize
 from launcher.pipeline import Stage
+from launcher.plan import LaunchRequest
 from mmscale.errors import RunError
 from mmscale.run_folder import replace_file
 
@@ -120,7 +121,7 @@ def _script(folder: Path, stage: Stage, cluster: str, words: Sequence[str]) -> s
     )
 
 
-def _request(stage: Stage, cluster: str, words: Sequence[str]) -> start.LaunchRequest:
+def _request(stage: Stage, cluster: str, words: Sequence[str]) -> LaunchRequest:
     """What a `launch` stage asks for on SLURM: its configuration and words; the number of ranks is the cluster's or its own option."""
     given, rest = list(words), list(stage.words[1:])
     for option, key in (("--ranks-per-node", "ranks_per_node"), ("--nodes", "nodes")):
