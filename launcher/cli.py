@@ -183,7 +183,7 @@ def launch(
     """Train a stage: start the ranks, follow them, leave nothing behind, and say truthfully how it ended. SLURM: submit it as a job."""
     from launcher import start
 
-    options: dict[str, Any] = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
+    options: dict[str, object] = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
     options |= {"hosts.include": include, "hosts.exclude": exclude, "hosts.master_address": master_address}
     request = start.request((config, *(words or [])), cluster, [*(cluster_words or []), *given(options)], module=module, grace_s=grace_s)
     raise typer.Exit(start.launch(request, master_port, dry_run=dry_run))
@@ -221,6 +221,27 @@ def preflight(
     options: dict[str, Any] = {"engine": engine, "nodes": nodes, "ranks_per_node": ranks_per_node, "hosts.hostfile": hostfile}
     request = start.request((config, *(words or [])), cluster, [*(cluster_words or []), *given(options)])
     raise typer.Exit(look(request, master_port, as_json=as_json))
+
+
+@app.command()
+def pipeline(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file of stages (configs/pipeline).")],
+    words: StageWords = None,
+    cluster: Annotated[str | None, typer.Option(help="A cluster file of SLURM's: submit jobs; default: run here, in order.")] = None,
+    cluster_words: ClusterWords = None,
+    show: Annotated[bool, typer.Option("--show", help="Only print which stages are done, and their results.")] = False,
+) -> None:
+    """Run stages in the order of their dependencies; what is done is not done again, what was broken off goes on."""
+    from launcher import pipeline_run
+    from launcher.pipeline import load_pipeline
+
+    folder, stages = load_pipeline(file, words or [])
+    if show:
+        print(pipeline_run.table(folder, stages))
+    elif cluster is not None:
+        raise typer.Exit(pipeline_run.run_on_slurm(folder, stages, cluster, cluster_words or []))
+    else:
+        raise typer.Exit(pipeline_run.run_here(folder, stages))
 
 
 @app.command()

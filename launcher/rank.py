@@ -123,22 +123,22 @@ def _follow(child: subprocess.Popen[bytes], link: Link, parent: int) -> int:
     """Until the rank has ended: pass signals on, and end it when its launcher is gone."""
     assert link.connection is not None
     ends, above = os.pidfd_open(child.pid), os.pidfd_open(parent)
-    deadline: float | None = None
+    deadline = float("inf")
     watched = select.poll()
     for descriptor in (ends, above, link.connection.fileno()):
         watched.register(descriptor, select.POLLIN)
     while child.poll() is None:
         ready = {descriptor for descriptor, _ in watched.poll(500)}
-        if above in ready or (deadline is not None and time.monotonic() > deadline):
+        if above in ready or time.monotonic() > deadline:
             child.kill()
-        elif deadline is None and link.connection.fileno() in ready and not link.read():
+        elif deadline == float("inf") and link.connection.fileno() in ready and not link.read():
             _say(f"the launcher is gone: the rank has {link.grace_s:g} s to end.")
             watched.unregister(link.connection.fileno())
             child.terminate()
             deadline = time.monotonic() + link.grace_s
-        elif deadline is None and time.monotonic() - link.heard > link.silence_s:
+        elif deadline == float("inf") and time.monotonic() - link.heard > link.silence_s:
             _say(f"nothing was heard of the launcher for {link.silence_s:g} s: the rank is ended.")
-            child.kill()
+            deadline = time.monotonic()
         while link.lines:
             _obey(link.lines.pop(0), child, link)
     return child.returncode

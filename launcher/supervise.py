@@ -162,7 +162,7 @@ def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost
     elif number is not None:
         result = 128 + number
     else:
-        result = code % 256 or 1
+        result = 1 if lost else code % 256 or 1
     write_launch(plan.run, LaunchRecord.started(plan).ended(result))
     if result in (0, STOPPED, NO_PROGRESS):
         _say({0: "finished", STOPPED: "stopped on request, checkpoint committed", NO_PROGRESS: "no progress"}[result] + f": {plan.run}")

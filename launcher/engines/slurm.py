@@ -7,6 +7,7 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
+from launcher.cluster import SlurmConfig
 from launcher.plan import INHERITED, LaunchPlan
 from mmscale.errors import RunError
 
@@ -47,8 +48,13 @@ def program(plan: LaunchPlan) -> str:
     return found
 
 
-def script(plan: LaunchPlan) -> str:
-    """The sbatch script: what was decided goes into the template's marked places. Pure."""
+def script(plan: LaunchPlan, finished: str = ":") -> str:
+    """The sbatch script: what was decided goes into the template's marked places. Pure.
+
+    Args:
+        plan: the launch.
+        finished: a shell command that is run once the last step is done.
+    """
     slurm = plan.cluster.slurm
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in plan.environment)
     places = {
@@ -60,6 +66,7 @@ def script(plan: LaunchPlan) -> str:
         "RESTARTS": str(slurm.restarts),
         "NODE_FAILURES": str(slurm.node_failures),
         "INHERITED": " ".join(INHERITED),
+        "FINISHED": finished,
         "EXPORTS": exports,
         "SETUP": "\n".join(plan.cluster.setup) or ":  # nothing",
         "SRUN_OPTIONS": "".join(f" {shlex.quote(option)}" for option in slurm.srun_options),
@@ -74,6 +81,17 @@ def directives(plan: LaunchPlan) -> list[str]:
     """The options of sbatch, one a line of the script. Pure."""
     slurm = plan.cluster.slurm
     words = [f"--job-name={plan.run.name}", f"--nodes={plan.nodes}", f"--ntasks-per-node={len(plan.hosts[0][1])}"]
+    words += _asked(slurm)
+    words += [f"--time={slurm.time}", f"--signal=B:USR1@{slurm.signal_s}", "--requeue", "--open-mode=append"]
+    return [*words, f"--output={plan.run}/job-%j.log", *slurm.options]
+
+
+def alone(slurm: SlurmConfig, name: str, log: str) -> list[str]:
+    """The options of a job of one task that is no run, such as writing shards. Pure."""
+    return [f"--job-name={name}", "--nodes=1", "--ntasks=1", *_asked(slurm), f"--time={slurm.time}", f"--output={log}", *slurm.options]
+
+
+def _asked(slurm: SlurmConfig) -> list[str]:
     asked = {
         "partition": slurm.partition,
         "account": slurm.account,
@@ -84,6 +102,4 @@ def directives(plan: LaunchPlan) -> list[str]:
         "mem": slurm.mem,
         "exclude": slurm.exclude,
     }
-    words += [f"--{name}={value}" for name, value in asked.items() if value is not None]
-    words += [f"--time={slurm.time}", f"--signal=B:USR1@{slurm.signal_s}", "--requeue", "--open-mode=append"]
-    return [*words, f"--output={plan.run}/job-%j.log", *slurm.options]
+    return [f"--{name}={value}" for name, value in asked.items() if value is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -65,14 +66,12 @@ class Cluster:
         return done
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """The cluster's processes whose command line holds a word."""
-        found = []
-        for process in psutil.Process(self.first).children(recursive=True):
-            try:
-                if word in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+        """The cluster's processes whose command line holds a word; those that were started from outside are no children of its first."""
+        found, ours = [], Path(f"/proc/{self.first}/ns/pid").stat().st_ino
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                if Path(f"/proc/{process.pid}/ns/pid").stat().st_ino == ours and word in " ".join(process.cmdline()):
                     found.append(process)
-            except psutil.NoSuchProcess:
-                continue
         return found
 
     def job(self, job: str) -> dict[str, str]:

@@ -1,0 +1,164 @@
+"""Run a pipeline: on this machine stage after stage, or on SLURM as jobs that wait for each other.
+
+A stage is done when its command has ended with 0; FOLDER/done/NAME then holds the command. A command that has changed since is run again,
+and so is all that comes after it.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import start, submit
+from launcher.cluster import load_cluster
+from launcher.engines import slurm
+from launcher.engines.programs import find_program
+from launcher.errors import LaunchError
+from launcher.monitor import summarize
+from launcher.pipeline import Stage
+from launcher.plan import LaunchRequest
+from mmscale.errors import RunError
+from mmscale.run_folder import replace_file
+
+
+def pending(folder: Path, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that are not done: never, with another command, or before one that they come after."""
+    left: list[Stage] = []
+    for stage in stages:
+        mark = folder / "done" / stage.name
+        is_done = mark.is_file() and mark.read_text(encoding="utf-8") == command_of(stage)
+        if not is_done or {other.name for other in left} & set(stage.after):
+            left.append(stage)
+    return left
+
+
+def command_of(stage: Stage) -> str:
+    """A stage's command as one line, as its mark holds it."""
+    return shlex.join(["mmscale", *stage.words]) + "\n"
+
+
+def run_here(folder: Path, stages: Sequence[Stage]) -> int:
+    """Run what is not done, in order; stages that do not need one that failed are run all the same.
+
+    Returns:
+        0, or the exit code of the first stage that failed.
+    """
+    from launcher.demo import wait_for
+
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    failed: dict[str, int] = {}
+    left = pending(folder, stages)
+    for stage in stages:
+        if stage not in left:
+            print(f"== {stage.name}: done before", flush=True)
+        elif set(stage.after) & failed.keys():
+            failed[stage.name] = 1
+            print(f"== {stage.name}: left out, as what it needs has failed", flush=True)
+        else:
+            (folder / "done" / stage.name).unlink(missing_ok=True)
+            print(f"== {stage.name}: {command_of(stage)}", end="", flush=True)
+            code = wait_for(subprocess.Popen([find_program("mmscale"), *stage.words], start_new_session=True))
+            if code == 0:
+                replace_file(folder / "done" / stage.name, command_of(stage))
+            else:
+                failed[stage.name] = code
+    print(table(folder, stages))
+    return next(iter(failed.values()), 0)
+
+
+def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Sequence[str]) -> int:
+    """Submit what is not done as jobs with `afterok` dependencies; a stage whose job is in the queue already is left there.
+
+    A `launch` becomes the job that it would be by itself; any other command a job of one task on one node.
+
+    Raises:
+        RunError: sbatch refuses a job.
+    """
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    (folder / "jobs").mkdir(exist_ok=True)
+    left = pending(folder, stages)
+    for stage in left:
+        (folder / "done" / stage.name).unlink(missing_ok=True)
+        record = folder / "jobs" / f"{stage.name}.json"
+        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        if before.get("command") == command_of(stage) and submit.job_state(before["job"]) is not None:
+            print(f"{stage.name}: is job {before['job']} already")
+            continue
+        jobs = [_job(folder, name) for name in stage.after if name in {other.name for other in left}]
+        script = folder / "jobs" / f"{stage.name}.sbatch"
+        script.write_text(_script(folder, stage, cluster, words), encoding="utf-8")
+        options = [f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes"] if jobs else []
+        done = subprocess.run(["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RunError(f"sbatch refuses {script}: {' '.join(done.stderr.split())}")
+        replace_file(record, json.dumps({"job": done.stdout.strip().split(";")[0], "command": command_of(stage)}) + "\n")
+        print(f"{stage.name}: job {_job(folder, stage.name)}{' after ' + ', '.join(jobs) if jobs else ''}")
+    return 0
+
+
+def _job(folder: Path, name: str) -> str:
+    return str(json.loads((folder / "jobs" / f"{name}.json").read_text(encoding="utf-8"))["job"])
+
+
+def _script(folder: Path, stage: Stage, cluster: str, words: Sequence[str]) -> str:
+    """The sbatch script of a stage; its last act is the mark that it is done."""
+    mark = (folder / "done" / stage.name).resolve()
+    finished = f"printf %s {shlex.quote(command_of(stage))} >{shlex.quote(str(mark))}"
+    if stage.words[0] == "launch":
+        plan = start.plan_here(_request(stage, cluster, words))
+        plan.run.mkdir(parents=True, exist_ok=True)
+        return slurm.script(plan, finished=finished)
+    where, log = load_cluster(cluster, [*words]), (folder / "jobs" / f"{stage.name}-%j.log").resolve()
+    lines = ["#!/usr/bin/env bash", f"# {stage.name}: a stage of a pipeline"]
+    lines += [f"#SBATCH {word}" for word in slurm.alone(where.slurm, stage.name, str(log))]
+    lines += [f"cd {shlex.quote(str(Path.cwd()))} || exit 1", *where.setup]
+    lines += [f"export {name}={shlex.quote(str(value))}" for name, value in where.environment.items()]
+    return "\n".join(
+        [*lines, shlex.join([find_program("mmscale"), *stage.words]), "code=$?", f"[ $code = 0 ] && {finished}", "exit $code", ""]
+    )
+
+
+def _request(stage: Stage, cluster: str, words: Sequence[str]) -> LaunchRequest:
+    """What a `launch` stage asks for on SLURM: its configuration and words; the number of ranks is the cluster's or its own option."""
+    given, rest = list(words), list(stage.words[1:])
+    for option, key in (("--ranks-per-node", "ranks_per_node"), ("--nodes", "nodes")):
+        if option in rest:
+            place = rest.index(option)
+            given.append(f"{key}={rest[place + 1]}")
+            del rest[place : place + 2]
+    module = "mmscale.train"
+    if "--module" in rest:
+        place = rest.index("--module")
+        module = rest[place + 1]
+        del rest[place : place + 2]
+    if strange := [word for word in rest if word.startswith("--")]:
+        raise LaunchError(
+            f"The stage {stage.name!r} gives {', '.join(strange)} to launch, which a pipeline on SLURM has no use for.", exit_code=2
+        )
+    return start.request(rest, cluster, [*given, "engine=slurm"], module=module)
+
+
+def table(folder: Path, stages: Sequence[Stage]) -> str:
+    """A line a stage: whether it is done, how far its run is, what its evaluation found."""
+    left = {stage.name for stage in pending(folder, stages)}
+    width = max(len(stage.name) for stage in stages)
+    return "\n".join(f"{stage.name:<{width}}  {'-' if stage.name in left else 'done':<5} {_result(stage)}".rstrip() for stage in stages)
+
+
+def _result(stage: Stage) -> str:
+    given = dict(word.split("=", 1) for word in stage.words if "=" in word and not word.startswith("-"))
+    report = Path(given.get("out", "")) / "report.json"
+    if stage.words[0] == "evaluate" and report.is_file():
+        metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
+        return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    if stage.words[0] == "launch" and "run" in given and Path(given["run"]).is_dir():
+        try:
+            run = summarize(Path(given["run"]))
+        except RunError:
+            return ""
+        loss = run.metrics.get("loss")
+        return f"{run.state}, step {run.step} of {run.steps}" + ("" if loss is None else f", loss {loss:.4f}")
+    return ""

@@ -1,0 +1,87 @@
+"""A pipeline is a list of stages in order; one that is run again goes on where it stopped."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launcher.pipeline import load_pipeline
+from launcher.pipeline_run import pending, table
+from shards.errors import ConfigError
+from tests.launcher.launching import MMSCALE, REPO
+from tests.shards.tars import make_data_set
+
+PIPELINE = """
+folder: FOLDER
+stages:
+  - name: filter
+    after: [split]
+    grid: {part: [train, val]}
+    command: shards filter {folder}/s/{part} out={folder}/f-{part} min_side=1 processes=1
+  - {name: split, command: "shards split BASE out={folder}/s train=0.5 val=0.5 processes=1"}
+  - {name: merge, after: [filter], command: "shards merge {folder}/f-train {folder}/f-val out={folder}/m rewrite=true"}
+"""
+
+
+def write(folder: Path, text: str = PIPELINE) -> Path:
+    path = folder / "pipeline.yaml"
+    path.write_text(text.replace("FOLDER", str(folder / "p")).replace("BASE", str(folder / "base")))
+    return path
+
+
+def run(path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([MMSCALE, "pipeline", str(path), *words], cwd=REPO, capture_output=True, text=True, check=False)
+
+
+def test_stages_are_put_in_order_and_grids_taken_apart(tmp_path: Path) -> None:
+    _, stages = load_pipeline(write(tmp_path))
+    assert [(stage.name, stage.after) for stage in stages] == [
+        ("split", ()),
+        ("filter-train", ("split",)),
+        ("filter-val", ("split",)),
+        ("merge", ("filter-train", "filter-val")),
+    ]
+    assert stages[2].words[2:4] == (f"{tmp_path}/p/s/val", f"out={tmp_path}/p/f-val")
+
+
+def test_stages_of_the_same_values_follow_each_other() -> None:
+    folder, stages = load_pipeline(REPO / "configs" / "pipeline" / "demo.yaml")
+    assert folder == Path("runs/pipeline")
+    assert {s.name: s.after for s in stages}["evaluate-1"] == ("finetune-1", "test-shards")
+    assert len(stages) == 9
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("after: [split]", "after: [spilt]", "'filter' is to come after 'spilt', which is no stage. Known are filter, split, merge"),
+        ("name: split,", "name: split, after: [merge],", "filter-train, filter-val, split, merge wait for each other"),
+        ("name: split", "name: merge", "the name 'merge' is given twice"),
+        ("{folder}/s/{part}", "{folder}/s/{prat}", "the command of 'filter' has braces that nothing fills: 'prat'"),
+        ("name: split", "name: a/b", "'a/b' is no name"),
+    ],
+)
+def test_pipeline_that_cannot_be_run_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline(write(tmp_path, PIPELINE.replace(old, new)))
+
+
+def test_pipeline_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    done = run(path)
+    assert (done.returncode, done.stdout.count("left out, as what it needs has failed")) == (1, 3)
+    make_data_set(tmp_path / "base")
+    done = run(path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split() for line in done.stdout.splitlines()[-4:]] == [
+        [n, "done"] for n in ("split", "filter-train", "filter-val", "merge")
+    ]
+    folder, stages = load_pipeline(path)
+    assert pending(folder, stages) == []
+    (folder / "done" / "filter-val").unlink()  # as when it was killed
+    assert [stage.name for stage in pending(folder, stages)] == ["filter-val", "merge"]
+    path.write_text(path.read_text().replace("train=0.5 val=0.5", "train=0.25 val=0.75"))
+    assert [stage.name for stage in pending(*load_pipeline(path))] == [stage.name for stage in stages]
+    assert table(folder, stages).splitlines()[2] == "filter-val    -"
