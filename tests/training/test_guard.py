@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from mmscale.config import GuardConfig
 from mmscale.checkpoint.model_folder import model_weights
 from mmscale.checkpoint.reader import StateReader
+from mmscale.config import GuardConfig
 from mmscale.hooks.guard import GuardHook
 from mmscale.run_folder import RunFolder
 from mmscale.step import StepSums
@@ -38,27 +37,12 @@ def variants(full: bool) -> list[str]:
     ]
 
 
-def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a file of weights or of DeepSpeed's state."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return dict(_walk(str(path.name), torch.load(path, weights_only=False, map_location="cpu")))
-
-
-def _walk(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict | list | tuple):
-        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _walk(f"{name}.{key}", child)
-
-
 def changed(run: Path, step: int) -> list[str]:
     """Files of a step's checkpoint with a tensor that is not bit for bit that of the step before: model, average, optimizer."""
     before, after = (run / "checkpoints" / f"step-{s:08}" for s in (step - 1, step))
     found = []
-    for path in sorted([*after.rglob("*.safetensors"), *after.rglob("*.pt")]):
-        old, new = tensors(before / path.relative_to(after)), tensors(path)
+    for path in sorted(after.rglob("*.safetensors")):
+        old, new = load_file(before / path.relative_to(after)), load_file(path)
         # some of DeepSpeed's optimizers have no moments before their first step
         if old.keys() != new.keys() or not all(torch.equal(old[k], new[k]) for k in old):
             found.append(path.name)
