@@ -55,7 +55,8 @@ def train(
     model, ranks, rank = Toy(), dist.get_world_size(), dist.get_rank()
     config = RunConfig(run="", train=TrainConfig(global_batch=BATCH, micro_batch=micro), zero=ZeroConfig(stage=stage))
     plan = plan_batch(config, ranks)
-    settings = deepspeed_config(config, plan, getattr(torch, dtype)) | {"gradient_clipping": 0.5}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    settings = deepspeed_config(config, plan, getattr(torch, dtype), trained, torch.device("cpu")) | {"gradient_clipping": 0.5}
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 10}
     optimizer = build_optimizer(model, OptimizerConfig(lr=0.02))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
@@ -81,7 +82,7 @@ def train(
         dist.all_reduce(total)
         model.mean.add_(0.01 * step)
         model.batches.add_(1)
-        average.update()
+        average.update(torch.zeros(()))
         result["losses"].append(float(total))
     save(Path(checkpoints), start + steps, engine, model, average, group)
     return result
