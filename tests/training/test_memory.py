@@ -83,7 +83,7 @@ def peak(rank: int, ranks: int, stage: int, recompute: str) -> tuple[int, Memory
 
 @pytest.mark.slow
 def test_the_whole_is_what_a_step_needs_on_two_ranks(tmp_path: Path) -> None:
-    cases = [(0, "none"), (1, "none"), (2, "none"), (2, "full")]
+    cases = [(0, "none"), (1, "none"), (2, "none"), (2, "full"), (3, "none"), (3, "selective")]
     for found in run_ranks(peaks, 2, tmp_path, cases):
         ratios = {case: round(expected.device / used, 3) for case, (used, expected) in zip(cases, found, strict=True)}
         assert all(0.9 < ratio < 1.1 for ratio in ratios.values()), ratios
