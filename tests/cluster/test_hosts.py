@@ -85,7 +85,7 @@ def test_end_of_the_launcher_is_the_end_of_every_rank(
 
 def test_hosts_are_those_chosen_and_the_end_is_told(jobs: Jobs, hostfile: Path) -> None:
     process = start(jobs, "chosen", hostfile, "torchrun", "finish", "--exclude", "n1")
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=420)
     assert process.returncode == 0, out + err
     assert "hello from rank 0 of 1" in out
     assert json.loads((jobs.folder / "chosen" / "status.json").read_text())["host"] == "n2"
@@ -108,7 +108,7 @@ def test_host_that_is_cut_off_is_named_and_the_relaunch_equals_an_undisturbed_ru
         jobs.cluster.run("ip", "link", "set", "v2", "up")
     wait_for(lambda: jobs.cluster.run("ssh", "n2", "true", check=False).returncode == 0, 30)
     process = start(jobs, "cut", hostfile, "deepspeed", "run", module=TRAIN)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=420)
     assert process.returncode == 0, out + err
     assert "resumed from" in out
     jobs.same("cut", "whole")
