@@ -74,8 +74,9 @@ class Jobs:
         return next(p for p in found if str(number) in (p.environ().get("SLURM_PROCID"), p.environ().get("RANK")))
 
     def history(self, name: str) -> list[str]:
-        """What the job's script noted of its attempts, without times."""
-        return [line.split(" ", 2)[2] for line in (self.folder / name / "job.history").read_text().splitlines()]
+        """What the job's script noted of its attempts, without times; nothing before it has begun."""
+        path = self.folder / name / "job.history"
+        return [line.split(" ", 2)[2] for line in path.read_text().splitlines()] if path.exists() else []
 
     def nothing_left(self) -> None:
         """No process of any run is there, on any host."""
