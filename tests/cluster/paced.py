@@ -11,11 +11,11 @@ from mmscale import train
 step = train.optimizer_step
 
 
-def paced(engine: Any, config: Any, world: Any, objectives: Any, batch: Any, asked: bool) -> Any:
+def paced(run: Any, batch: Any, asked: bool) -> Any:
     """Wait until the step is allowed, and take it."""
     while batch.step >= int(Path(os.environ["ALLOWED"]).read_text() or 0):
         time.sleep(0.05)
-    return step(engine, config, world, objectives, batch, asked)
+    return step(run, batch, asked)
 
 
 if __name__ == "__main__":

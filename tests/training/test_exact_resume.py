@@ -26,7 +26,7 @@ def check(tmp_path: Path, glyphs: Path, *, zero: int, workers: int, steps: int, 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     rng = random.Random(f"{zero} {workers}")
     for kill in range(kills):
-        lines = rng.randrange(1, max(2, steps // (kills + 1)))
+        lines = max(rng.randrange(1, max(2, steps // (kills + 1))), 0 if kill else 6)  # there is a checkpoint to go on from
         kill_after(2, stage, [f"run={broken}", *words], broken, lines=lines, extra_s=rng.uniform(0, 0.3))
         assert len(losses(broken)) < steps, f"kill {kill} came after the end"
     done = train(2, stage, f"run={broken}", *words)
