@@ -45,11 +45,11 @@ def test_fault_at_every_start_ends_with_86_and_the_node_is_avoided(jobs: Jobs) -
     options = ["--set", "slurm.restarts=3", "--set", "slurm.node_failures=2"]
     job = jobs.submit("fault", *options, behaviour="fail on n2")
     jobs.cluster.hurry(job)
-    wait_for(lambda: len(jobs.history("fault")) == 4, 60)
+    wait_for(lambda: len(jobs.history("fault")) == 4, 240)
     # the peer of a rank that failed waits as in a collective, until srun ends it: 143, or 137
     assert re.fullmatch(r"ended code=1(43|37) checkpoint=none next=requeue failed=n2", jobs.history("fault")[1])
     assert re.fullmatch(r"ended code=1(43|37) checkpoint=none next=requeue failed=n2 avoid=n2", jobs.history("fault")[3])
-    wait_for(lambda: jobs.cluster.job(job)["ExcNodeList"] == "n2", 30)
+    wait_for(lambda: jobs.cluster.job(job)["ExcNodeList"] == "n2", 90)
     jobs.cluster.run("scontrol", "update", f"jobid={job}", "excnodelist=")
     jobs.cluster.hurry(job)
     assert jobs.wait(job, "FAILED")["ExitCode"] == "86:0"
