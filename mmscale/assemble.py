@@ -25,6 +25,7 @@ from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
 from mmscale.model import MMScaleModel, mmscale_config
+from mmscale.model_config import ModelConfig
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
@@ -154,7 +155,11 @@ def build_model(
 def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int) -> RunState:
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
+    # a key at its default is left out where older checkpoints do not know it
+    defaults = configfile.to_plain(ModelConfig())
+    unset = {key: defaults[key] for key in ("positions", "rotary_base", "modalities")}
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
+    model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
     return RunState(
         step=step,
         samples_seen=samples_seen,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from mmscale.modalities.modality import build_modalities
 from shards.configfile import need
 
 
@@ -44,10 +45,22 @@ class ModelConfig:
     """Epsilon of layer normalisation; 1e-12 for BERT- and ViT-initialised models."""
     activation_checkpointing: bool = False
     """Recompute each block in backward: memory of one block against about a third more time."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: tables of absolute positions. rotary: queries and keys are turned by (time, height, width) and by text positions."""
+    rotary_base: float = 10000.0
+    """rotary: ratio of the longest to the shortest wavelength (Su et al. 2021)."""
+    modalities: dict[str, Any] = field(default_factory=dict)
+    """What samples may have besides square images: name -> keys of a modality, such as {audio: {max_seconds: 5}}; `kind` says which. The
+    name of a part (`audio` is configs/modality/audio.yaml) stands for its keys. `image` here means images in their own aspect ratio."""
     init_text_from: str | None = None
     """A local BERT-shaped transformers folder whose weights start the text expert."""
     init_image_from: str | None = None
     """A local ViT-shaped transformers folder whose weights start the perception expert."""
+
+    @property
+    def head_size(self) -> int:
+        """Width of an attention head."""
+        return self.hidden_size // self.num_heads
 
     def check(self) -> None:
         """Raise ConfigError for a shape that cannot be built."""
@@ -59,4 +72,15 @@ class ModelConfig:
             self.image_size % self.patch_size == 0,
             f"`model.patch_size` must divide model.image_size = {self.image_size}; got {self.patch_size}.",
         )
+        need(
+            self.positions == "learned" or (self.head_size % 2 == 0 and self.head_size >= 6),
+            "`model.positions=rotary` needs heads of an even width of at least 6, a pair for each axis; "
+            f"hidden_size / num_heads is {self.head_size}.",
+        )
+        need(self.rotary_base > 1, f"`model.rotary_base` must be above 1; got {self.rotary_base}.")
+        need(
+            self.positions == "learned" or (self.init_text_from is None and self.init_image_from is None),
+            "`model.init_text_from` and `model.init_image_from` are checkpoints with learned positions. Set model.positions to learned.",
+        )
+        build_modalities(self)
         need(min(self.image_std) > 0, f"`model.image_std` must be above 0; got {list(self.image_std)}.")

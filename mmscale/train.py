@@ -95,7 +95,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch) -> list[Hook
     shape = run.trainee.model.config
 
     def forward_flops(batch: Any) -> float:
-        return flops.forward_flops(shape, batch, run.objectives)
+        return flops.forward_flops(shape, batch, run.objectives, run.trainee.model.modalities)
 
     if run.world.is_first:
         samples = sum(b.size for b in first.host)

@@ -26,6 +26,9 @@ SHAPE_KEYS = (
     "dropout",
     "layer_norm_eps",
     "activation_checkpointing",
+    "positions",
+    "rotary_base",
+    "modalities",
 )
 """Keys taken over from the `model` section of a stage file."""
 
@@ -51,6 +54,9 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     dropout: float = 0.0
     layer_norm_eps: float = 1e-6
     activation_checkpointing: bool = False
+    positions: str = "learned"
+    rotary_base: float = 10000.0
+    modalities: dict[str, dict[str, Any]] | None = None
     vocab_size: int = 1000
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

@@ -25,6 +25,12 @@ def patchify(pixels_NCHW: Tensor, patch: int) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
 
 
+def kept_patches(pixels_NCHW: Tensor, patch: int, kept_NK: Tensor | None) -> Tensor:
+    """Patches of images as `patchify` gives them, those of `kept_NK` alone where it is given; (N, K, C)."""
+    values_NPC = patchify(pixels_NCHW, patch)
+    return values_NPC if kept_NK is None else values_NPC.gather(1, kept_NK[..., None].expand(-1, -1, values_NPC.shape[-1]))
+
+
 def standardize(values_NPC: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Turn the bytes of patches into (value / 255 - mean) / std, colour by colour."""
     colours = zip(values_NPC.chunk(3, dim=-1), mean, std, strict=True)
@@ -59,31 +65,36 @@ class ImageEmbedding(nn.Module):
         self.patch_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size))
+        learned = config.positions == "learned"
+        self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size)) if learned else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor, kept_NK: Tensor | None = None) -> Tensor:
         """Embed all images, then once more those with hidden patches.
 
         Args:
             pixels_NCHW: uint8.
             mask_NP: bool, True where a patch is hidden.
             hidden: int64 indexes of the images that are embedded once more, with their hidden patches replaced.
+            kept_NK: int64 patches of each image that are embedded; None for all. `mask_NP` is about these.
 
         Returns:
             (N + len(hidden), L, D).
         """
-        values_NPC = standardize(patchify(pixels_NCHW, self.patch_size), self.mean, self.std, self.patch_weight.dtype)
+        values_NPC = standardize(kept_patches(pixels_NCHW, self.patch_size, kept_NK), self.mean, self.std, self.patch_weight.dtype)
         x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
-        cls_N1D = (self.cls_token + self.positions[:1]).expand(len(x_NPD), -1, -1)
-        embedded: Tensor = self.dropout(torch.cat([cls_N1D, x_NPD + self.positions[1:]], dim=1))
+        cls_11D = self.cls_token
+        if self.positions is not None:
+            cls_11D, places = cls_11D + self.positions[:1], self.positions[1:]
+            x_NPD = x_NPD + (places if kept_NK is None else places[torch.cat([kept_NK, kept_NK[hidden]])])
+        embedded: Tensor = self.dropout(torch.cat([cls_11D.expand(len(x_NPD), -1, -1), x_NPD], dim=1))
         return embedded
 
 
 class TextEmbedding(nn.Module):
-    """Word and position tables, and a norm after their sum (Devlin et al. 2019).
+    """Word and position tables, and a norm after their sum (Devlin et al. 2019); words alone where positions are rotary.
 
     The norm lets the tables be small, so that a rare word learns fast, while the residual stream starts as large as what layers add to it.
     """
@@ -91,11 +102,14 @@ class TextEmbedding(nn.Module):
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_text_tokens, config.hidden_size)
+        self.positions = nn.Embedding(config.max_text_tokens, config.hidden_size) if config.positions == "learned" else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids_T: Tensor, offsets_T: Tensor) -> Tensor:
         """Embed tokens, given each one's offset in its sequence; (T, D)."""
-        embedded: Tensor = self.dropout(self.norm(self.words(ids_T) + self.positions(offsets_T)))
+        x_TD: Tensor = self.words(ids_T)
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(offsets_T)
+        embedded: Tensor = self.dropout(self.norm(x_TD))
         return embedded

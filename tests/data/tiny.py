@@ -116,6 +116,9 @@ def assert_equal(one: Batch, other: Batch) -> None:
         a, b = getattr(one, name), getattr(other, name)
         if name in ("caption", "text"):
             assert all(same(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__), name
+        elif name == "streams":
+            assert list(a) == list(b)
+            assert all(same(getattr(a[k], f), getattr(b[k], f)) for k in a for f in a[k].__dataclass_fields__)
         elif name == "targets":
             assert a.keys() == b.keys()
             assert all(same(a[k], b[k]) for k in a)

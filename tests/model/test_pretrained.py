@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel, ViTConfig, ViTImageProcessor, ViTModel
 
+from mmscale.data.batch import Batch
+from mmscale.model import MMScaleModel
 from mmscale.model.embeddings import resize_positions
 from mmscale.model.pretrained import load_image, load_text
 from mmscale.model_config import ModelConfig
@@ -36,11 +38,16 @@ def bert(folder: Path, layers: int = 2, **changes: Any) -> Path:
     return save(BertModel(BertConfig(num_hidden_layers=layers, **{**SHAPE, "vocab_size": VOCAB, **changes})), folder)
 
 
+def perceived(model: MMScaleModel, batch: Batch) -> torch.Tensor:
+    """Lower states of the images, (N, L, D)."""
+    return model.lower_perception(batch, model.lay_out(batch))[0].view(len(batch.image_rows_N), -1, model.config.hidden_size)
+
+
 def test_a_tower_started_from_a_vit_computes_what_the_vit_computes(tmp_path: Path) -> None:
     model = tiny_model(qk_norm=False, layer_norm_eps=1e-12).eval()
     report = load_image(model, vit(tmp_path))
     batch = make_batch(random_rows(3))
-    ours = model.image_projection(model.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, torch.zeros(0, dtype=torch.int64)))[0]
+    ours = model.image_projection(perceived(model, batch))[0]
     with torch.no_grad():
         theirs = ViTModel.from_pretrained(tmp_path).eval()(batch.pixels_NCHW.float() / 127.5 - 1).last_hidden_state
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -58,7 +65,7 @@ def test_pixels_are_scaled_as_the_checkpoint_saw_them(tmp_path: Path) -> None:
     model = tiny_model(qk_norm=False, layer_norm_eps=1e-12, image_mean=mean, image_std=std).eval()
     load_image(model, tmp_path)
     batch = make_batch(random_rows(3))
-    ours = model.image_projection(model.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, torch.zeros(0, dtype=torch.int64)))[0]
+    ours = model.image_projection(perceived(model, batch))[0]
     pixels = (batch.pixels_NCHW.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
         theirs = ViTModel.from_pretrained(tmp_path).eval()(pixels).last_hidden_state
