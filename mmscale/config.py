@@ -187,9 +187,9 @@ def _read_modality_parts(layer: dict[str, Any]) -> None:
     """Put the keys of a part in the place of its name, `model.modalities.audio: audio`."""
     model = layer.get("model")
     modalities = model.get("modalities") if isinstance(model, dict) else None
-    for name, entry in (modalities if isinstance(modalities, dict) else {}).items():
-        if isinstance(entry, str):
-            modalities[name] = configfile.read_yaml(find_part("modality", entry))
+    if isinstance(modalities, dict):
+        named = {name: entry for name, entry in modalities.items() if isinstance(entry, str)}
+        modalities.update({name: configfile.read_yaml(find_part("modality", entry)) for name, entry in named.items()})
 
 
 def find_part(kind: str, name: str) -> Path:

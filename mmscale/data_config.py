@@ -114,7 +114,9 @@ def keep_schedules(keep: Mapping[str, Any], modalities: Collection[str], global_
     for name, given in keep.items():
         if name not in modalities:
             raise ConfigError(f"`data.keep.{name}` names no modality of the model; it has {', '.join(sorted(modalities))}.")
-        by_step = {0: 1.0} | dict(given) if isinstance(given, Mapping) else {0: given}
+        by_step: dict[Any, Any] = {0: given}
+        if isinstance(given, Mapping):  # the keys of a mapping that went through JSON are texts
+            by_step = {0: 1.0} | {int(s) if isinstance(s, str) and s.isdecimal() else s: part for s, part in given.items()}
         for step, part in by_step.items():
             if not (isinstance(part, (int, float)) and not isinstance(part, bool) and 0 < part <= 1):
                 raise ConfigError(f"`data.keep.{name}` must be above 0 and at most 1, or a mapping from steps to such parts; got {given}.")

@@ -91,7 +91,9 @@ class Batch:
         """int64 rows of the samples that have an image or an item of another modality; strictly increasing."""
         if not self.streams:
             return self.image_rows_N
-        return torch.cat([self.image_rows_N, *(stream.rows_S for stream in self.streams.values())]).unique()
+        has_M = torch.zeros(self.size, dtype=torch.bool, device=self.image_rows_N.device)
+        has_M[torch.cat([self.image_rows_N, *(stream.rows_S for stream in self.streams.values())])] = True
+        return has_M.nonzero().squeeze(1)
 
     @property
     def tokens(self) -> int:

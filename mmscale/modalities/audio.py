@@ -103,7 +103,7 @@ def decode_audio(data: bytes, rate: int, most: int, *, key: str = "") -> Floats:
         with av.open(io.BytesIO(data)) as container:
             if not container.streams.audio:
                 raise SampleError(key, "undecodable", "the audio part has no sound")
-            resampler, heard = av.AudioResampler(format="flt", layout="mono", rate=rate), 0
+            resampler, heard = av.AudioResampler(format="fltp", rate=rate), 0
             for frame in container.decode(container.streams.audio[0]):
                 parts += [_samples(out) for out in resampler.resample(frame)]
                 heard = sum(map(len, parts))
@@ -120,4 +120,6 @@ def decode_audio(data: bytes, rate: int, most: int, *, key: str = "") -> Floats:
 
 
 def _samples(frame: av.AudioFrame) -> Floats:
-    return np.asarray(frame.to_ndarray(), np.float32).reshape(-1)
+    # the mean, as shards write takes it: FFmpeg's own mix of two equal channels is louder than either
+    mono_N: Floats = np.asarray(frame.to_ndarray(), np.float32).mean(axis=0)
+    return mono_N

@@ -38,7 +38,8 @@ def log_mel(wave_N: Floats, *, rate: int, bands: int, window: int, hop: int, sca
     power_TF = np.abs(np.fft.rfft(frames_TW * hann_W, axis=1)) ** 2
     log_TB = np.log10(np.maximum(power_TF @ mel_filters(rate, bands, window, scale), _FLOOR))
     log_TB = np.maximum(log_TB, log_TB.max() - _RANGE)
-    return ((log_TB + 4.0) / 4.0).astype(np.float32)
+    heard_TB: Floats = ((log_TB + 4.0) / 4.0).astype(np.float32)
+    return heard_TB
 
 
 @lru_cache(maxsize=8)

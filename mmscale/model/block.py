@@ -89,7 +89,8 @@ class FusionBlock(nn.Module):
                 tokens are only looked at there, so their feed-forward part is not computed.
         """
         projected = [expert.project(x_TD) for expert, x_TD in zip(self.in_order, parts, strict=True)]
-        attended = plan.attend(*(torch.cat(same) for same in zip(*projected, strict=True))).split([len(x_TD) for x_TD in parts])
+        joined = plan.attend(*(torch.cat(same) for same in zip(*projected, strict=True)))
+        attended = torch.split(joined, [len(x_TD) for x_TD in parts])
         if rows is not None:
             parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, rows, strict=True))
             attended = tuple(x_THK.index_select(0, r) for x_THK, r in zip(attended, rows, strict=True))

@@ -85,7 +85,7 @@ class ImageEmbedding(nn.Module):
         x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
-        cls_11D = self.cls_token
+        cls_11D: Tensor = self.cls_token
         if self.positions is not None:
             cls_11D, places = cls_11D + self.positions[:1], self.positions[1:]
             x_NPD = x_NPD + (places if kept_NK is None else places[torch.cat([kept_NK, kept_NK[hidden]])])

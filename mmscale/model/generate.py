@@ -70,7 +70,7 @@ class CachedDecoder:
             turned = seqs.plan.rotation.turn(k) if isinstance(seqs.plan, RotaryPlan) else k
             pair = (x[rows_NL].transpose(1, 2).repeat_interleave(self.beams, 0) for x in (turned, v))
             self.image_keys.append((next(pair), next(pair)))
-            attended = seqs.plan.attend(q, k, v).split(sizes)
+            attended = torch.split(seqs.plan.attend(q, k, v), sizes)
             parts = [expert.combine(*both) for expert, *both in zip(experts, parts, attended, strict=True)]
 
     def _rows(self, percepts: Percepts, seqs: Sequences) -> Tensor:

@@ -129,8 +129,9 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
             t = items.tokens
             embedding = self.image_embedding if items.name == "image" else self.patch_embeddings[items.name]
             embedded[items.expert].append(embedding(self.stream(batch, items.name), t.patches, t.items, t.hidden, t.order))
-        stacks = [self.image_layers, *self.expert_layers.values()]
-        return [self._run_part(stack, *pair) for stack, *pair in zip(stacks, embedded, percepts.parts, strict=True)]
+        none_TD = next(x_TD for xs in embedded for x_TD in xs)[:0]  # for an expert that no modality goes through
+        stacks: list[Any] = [self.image_layers, *self.expert_layers.values()]
+        return [self._run_part(stack, xs or [none_TD], part) for stack, xs, part in zip(stacks, embedded, percepts.parts, strict=True)]
 
     def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], part: Part) -> Tensor:
         x_TD = embedded[0] if len(embedded) == 1 else torch.cat(embedded)

@@ -132,6 +132,7 @@ def load_text(model: MMScaleModel, folder: str | Path) -> LoadReport:
     if source.config.model_type != "bert":  # the RoBERTa family counts positions from padding_idx + 1
         positions = positions[source.config.pad_token_id + 1 :]
     rows = min(len(positions), model.config.max_text_tokens)
+    assert model.text_embedding.positions is not None  # ModelConfig refuses such a checkpoint with rotary positions
     table = model.text_embedding.positions.weight.detach().clone()
     table[:rows] = positions[:rows] + source.take("embeddings.token_type_embeddings.weight")[0]
     found = {"text_embedding.words.weight": words, "text_embedding.positions.weight": table}

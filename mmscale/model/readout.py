@@ -93,13 +93,13 @@ def _patches(
 
     Source of targets of values: He et al. 2022 (MAE), section 3.
     """
-    states = patch_RD.split([len(items.hidden_copy_R) for items in percepts.items])
+    states = torch.split(patch_RD, [len(items.hidden_copy_R) for items in percepts.items])
     heads = [
         model.patch_head(items.name)(state_RD[:0] if wanted.features else state_RD)
         for items, state_RD in zip(percepts.items, states, strict=True)
     ]
     features_RC = model.feature_head(patch_RD if wanted.features else patch_RD[:0])
-    predictions = features_RC.split([len(state_RD) for state_RD in states]) if wanted.features else heads
+    predictions = torch.split(features_RC, [len(state_RD) for state_RD in states]) if wanted.features else heads
     with torch.no_grad():
         targets = _features(percepts, lower) if wanted.features else [_values(model, batch, items) for items in percepts.items]
         targets = [torch.nn.functional.layer_norm(target_RC, target_RC.shape[-1:]) for target_RC in targets]
@@ -109,7 +109,7 @@ def _patches(
 def _features(percepts: Percepts, lower: Lower) -> list[Tensor]:
     """Lower states of each modality's hidden patches where they are not hidden."""
     tokens_XD = lower.parts[0] if len(lower.parts) == 1 else torch.cat(lower.parts)
-    firsts = percepts.first_S.split([len(items.lengths_S) for items in percepts.items])
+    firsts = torch.split(percepts.first_S, [len(items.lengths_S) for items in percepts.items])
     return [
         tokens_XD[first_S[items.copies[items.hidden_copy_R]] + items.hidden_offset_R].float()
         for items, first_S in zip(percepts.items, firsts, strict=True)

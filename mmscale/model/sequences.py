@@ -244,5 +244,5 @@ def _by_part(rows: Tensor, ends: list[int]) -> tuple[list[Tensor], Tensor | None
     part = torch.bucketize(rows, torch.tensor(ends[1:-1], device=rows.device), right=True)
     order = part.argsort(stable=True)
     counts = torch.bincount(part, minlength=len(ends) - 1).tolist()
-    sorted_rows = [r - start for r, start in zip(rows[order].split(counts), ends[:-1], strict=True)]
+    sorted_rows = [r - start for r, start in zip(torch.split(rows[order], counts), ends[:-1], strict=True)]
     return sorted_rows, torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

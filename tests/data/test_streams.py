@@ -71,7 +71,7 @@ def test_streams_hold_what_the_samples_have(shards: Path) -> None:
         "audio": [0, 5, 8, 13],
         "series": [5, 6, 13, 14],
     }
-    assert streams["image"].grids_S3.tolist() == [[1, 4, 5], [1, 4, 4], [1, 4, 5], [1, 4, 4]]  # 40 pixels within 20 patches of 4; 16 pixels
+    assert streams["image"].grids_S3.tolist() == [[1, 4, 4]] * 4  # a square of 40 pixels within 20 patches of 4; 16 pixels
     assert streams["audio"].grids_S3.tolist() == [[2, 2, 1], [4, 2, 1], [2, 2, 1], [4, 2, 1]]
     assert streams["video"].grids_S3[:, 0].tolist() == [2, 2, 2, 2]
     for s in streams.values():
@@ -164,6 +164,7 @@ def test_the_part_kept_of_square_images_follows_the_step_and_resumes(tmp_path: P
 
 def test_keep_is_checked() -> None:
     assert keep_schedules({"image": 0.5, "audio": {10: 0.5}}, {"image", "audio"}, 4) == {"image": ((0, 0.5),), "audio": ((0, 1.0), (40, 0.5))}
+    assert keep_schedules({"image": {"0": 0.5}}, {"image"}, 4) == {"image": ((0, 0.5),)}  # as a checkpoint's run.json holds it
     for keep, message in (
         ({"sound": 0.5}, r"`data\.keep\.sound` names no modality of the model; it has audio, image"),
         ({"image": 0.0}, r"`data\.keep\.image` must be above 0 and at most 1"),

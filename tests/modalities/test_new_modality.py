@@ -50,7 +50,7 @@ def test_a_modality_is_one_file_and_one_entry_and_it_trains(tmp_path: Path) -> N
             history.append({name: mean.item() for name, mean in means.items()})
     for name in ("contrastive", "captioning", "masked_image"):
         early, late = (np.mean([h[name] for h in some]) for some in (history[:4], history[-4:]))
-        assert late < 0.8 * early, name
+        assert late < 0.9 * early, name
     network.save_pretrained(tmp_path / "saved")
     again = MMScaleModel.from_pretrained(tmp_path / "saved").eval()
     assert torch.equal(again.embed_images(batch), network.eval().embed_images(batch))

@@ -21,6 +21,7 @@ from tests.model.test_generate import UncachedDecoder
 from tests.model.tiny import BEGIN, END, Row, all_objectives, make_batch, random_rows, tiny_config, tiny_model
 
 SETS = {"squares": MODALITIES, "native": NATIVE}
+APART = {name: {**entry, "expert": f"{name}s"} for name, entry in NATIVE.items()}
 POSITIONS = ("learned", "rotary")
 
 
@@ -85,7 +86,7 @@ def test_square_items_of_a_stream_equal_square_images() -> None:
     items = stream("image", ragged.modalities["image"], [(1, 2, 2)] * 4)
     items.values_TC = squares.pixels_NCHW.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(16, -1)
     items.mask_T = squares.patch_mask_NP.flatten()
-    streams.streams = {"image": items}
+    streams.streams, streams.gumbel_MG = {"image": items}, squares.gumbel_MG
     assert_near(losses(ragged, streams, all_objectives()), losses(dense, squares, all_objectives()))
     assert_near(gradients(ragged), gradients(dense))
 
@@ -129,6 +130,12 @@ def test_an_expert_of_its_own_has_its_own_weights() -> None:
     names = {n for n, _ in MMScaleModel(own).named_parameters()} - {n for n, _ in MMScaleModel(shared).named_parameters()}
     assert {n.split(".")[0] for n in names} == {"expert_layers", "fusion_layers"}
     assert all(".ears." in n for n in names)
+
+
+def test_the_shared_expert_may_have_nothing_to_do() -> None:
+    model = tiny_model(modalities=APART)
+    losses(model, stream_batch(model), all_objectives())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -217,7 +224,17 @@ def test_kept_patches_of_square_images_are_a_smaller_dense_batch() -> None:
         batch.pixels_NCHW[0, :, :8, 8:] = 0  # a patch that is not seen
         torch.testing.assert_close(model.embed_images(batch), kept, rtol=0, atol=0)
         assert not torch.allclose(kept, expected, atol=1e-3)
-        losses(model, make_batch(random_rows(3)), all_objectives())
+        batch.patch_mask_NP = torch.tensor([[True, False], [False, False], [True, True]])
+        hidden = model.run(batch, Wanted(masked_image=True)).patches[0][1]  # targets are of the patches that are kept
+        pixels = torch.stack([batch.pixels_NCHW[i, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].flatten() for i, y, x in KEPT_HIDDEN])
+        torch.testing.assert_close(hidden, F.layer_norm(pixels.float(), (192,)))
+        model.train()
+        found = losses(model, batch, all_objectives())
+        assert all(value.isfinite() for value in found.values())
+
+
+KEPT_HIDDEN = [(0, 0, 0), (2, 0, 0), (2, 0, 1)]
+"""(image, row, column) of the hidden ones among the kept patches of the test above."""
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
