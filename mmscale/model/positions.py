@@ -79,9 +79,9 @@ def stretched(table_PD: Tensor, side: int, places_T2: Tensor, sizes_T2: Tensor) 
 
     Source: Tschannen et al. 2025 (SigLIP 2), section 2.4.2.
     """
-    scale_T2 = side / sizes_T2.double()
+    scale_T2 = side / sizes_T2.float()
     centre_T2 = (places_T2 + 0.5) * scale_T2
-    cells_G = torch.arange(side, device=table_PD.device, dtype=torch.float64) + 0.5
+    cells_G = torch.arange(side, device=table_PD.device, dtype=torch.float32) + 0.5
     weight_T2G = (1 - (cells_G - centre_T2[..., None]).abs() / scale_T2.clamp(min=1)[..., None]).clamp(min=0)
     weight_T2G = weight_T2G / weight_T2G.sum(-1, keepdim=True)
     weight_TP = (weight_T2G[:, 0, :, None] * weight_T2G[:, 1, None]).flatten(1)

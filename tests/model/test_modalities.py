@@ -252,3 +252,16 @@ def test_wanted_nothing_still_lays_out_items() -> None:
     state = model.run(stream_batch(model), Wanted(contrastive=True))
     assert state.image_embedding_NE.shape == (6, 16)
     assert [len(prediction) for prediction, _ in state.patches] == [0, 0, 0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", SETS)
+def test_items_on_a_gpu_in_half_precision_give_near_the_same_losses(kind: str) -> None:
+    ours, theirs = model_of(kind, "rotary", spread=0.05), model_of(kind, "rotary", spread=0.05).cuda().to(torch.bfloat16)
+    objectives = [o for o in all_objectives() if o.name != "matching"]  # whose draws rounding may change
+    batch = stream_batch(ours)
+    expected, got = losses(ours, batch, objectives), losses(theirs, batch.to(torch.device("cuda")), objectives)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name].cpu(), value, rtol=0.05, atol=0.05, msg=lambda m, name=name: f"{name}: {m}")
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in theirs.parameters())
