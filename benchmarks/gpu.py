@@ -37,8 +37,10 @@ from mmscale.arithmetic import plan_batch
 from mmscale.config import RunConfig
 from mmscale.counts import count
 from mmscale.data.loader import StepBatch
+from mmscale.data.statistics import Work
 from mmscale.engine import Trainee, build_engine
 from mmscale.flops import forward_flops, peak_flops
+from mmscale.guard import Gate
 from mmscale.memory import estimate
 from mmscale.model import MMScaleModel
 from mmscale.model.attention import Plan, padded_plan, varlen_plan
@@ -75,12 +77,13 @@ class Case:
         self.counts = [count(self.shape, b, Wanted.of(self.objectives)) for b in self.host]
         reset_peak(world)
         self.engine = build_engine(self.trainee, self.config, self.plan, self.dtype, world.device)
+        self.gate = Gate(self.engine, self.trainee.model.image_embedding, self.trainee.model.text_embedding)
 
     def step(self, number: int) -> StepSums:
         """Take one step."""
         at = number % BATCHES
-        batch = StepBatch(number, 0, [self.batches[at]], [self.host[at]], 0.0, [])
-        return optimizer_step(self.engine, self.config, self.world, self.objectives, batch, False)
+        batch = StepBatch(number, 0, [self.batches[at]], [self.host[at]], 0.0, [], Work(), 0)
+        return optimizer_step(self, batch, False)  # what a step needs of a Run, this has too
 
     def close(self) -> None:
         """Give the memory back."""

@@ -87,7 +87,7 @@ def flava_config(shape: MMScaleConfig) -> FlavaConfig:
     size = {
         "hidden_size": shape.hidden_size,
         "num_attention_heads": shape.num_heads,
-        "intermediate_size": shape.mlp_size,
+        "intermediate_size": shape.expert("image").mlp,
     }
     lower = size | {"num_hidden_layers": shape.unimodal_layers}
     image = {"image_size": shape.image_size, "patch_size": shape.patch_size, "vocab_size": shape.patch_values}

@@ -128,17 +128,14 @@ def resume(subject: Subject) -> Iterator[Finding]:
     if state.global_batch != config.train.global_batch:
         what = f"{found[-1].name} has global batch {state.global_batch}, the configuration {config.train.global_batch}"
         yield Finding(check="resume", level="fail", what=what, fix=again)
-    now = {"ranks": subject.plan.ranks, "zero_stage": config.zero.stage}
-    for name, value in now.items():
-        before = state.topology.get(name, value)
-        if before != value:
-            what = f"{found[-1].name} was written with {name} = {before}, this launch has {value}"
-            yield Finding(check="resume", level="fail", what=what, fix=f"Launch with {name} = {before}, or use another `run` folder.")
+    now = {"ranks": subject.plan.ranks, "zero.stage": config.zero.stage}
+    changed = [f"{name} {state.topology[name]} -> {value}" for name, value in now.items() if state.topology.get(name, value) != value]
+    how = f"; {', '.join(changed)}: losses go on to rounding" if changed else ""
     if state.step >= config.train.steps:
         what = f"{found[-1].name} is at train.steps = {config.train.steps} already: nothing would be trained"
         yield Finding(check="resume", level="warn", what=what, fix="Raise train.steps, or use another `run` folder.")
     else:
-        yield Finding(check="resume", level="pass", what=f"goes on from step {state.step} of {config.train.steps}")
+        yield Finding(check="resume", level="pass", what=f"goes on from step {state.step} of {config.train.steps}{how}")
 
 
 def checkpoints(subject: Subject) -> Iterator[Finding]:

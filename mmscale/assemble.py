@@ -170,9 +170,7 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipp
     if run.config.lora.rank:
         model["lora"] = plain["lora"]
     # what decides which parameters form a group of the optimizer's state, and the factors in it
-    model |= {
-        f"optimizer.{k}": plain["optimizer"][k] for k in ("freeze", "layer_decay", "head_lr_ratio") if plain["optimizer"][k] not in ([], 1)
-    }
+    model |= {f"optimizer.{k}": plain["optimizer"][k] for k in ("layer_decay", "head_lr_ratio") if plain["optimizer"][k] not in ([], 1)}
     return RunState(
         step=step,
         samples_seen=samples_seen,

@@ -122,8 +122,8 @@ def with_state(sizes: Sequence[tuple[int, bool]], config: RunConfig, plan: Batch
     summed = 4 if width == 2 and stage >= 1 and plan.accumulation > 1 else width
     offloaded = zero.offload_optimizer == "cpu"
     owned = trained * (4 if offloaded else summed) / ranks
-    # stage 2 holds its part twice, as it was reduced and laid flat for the optimizer
-    gradients = {0: trained * width, 1: trained * summed, 2: 2 * trained * width / ranks, 3: trained * summed / ranks}[stage]
+    # stages 2 and 3 hold their part twice, as it was reduced and laid flat for the optimizer
+    gradients = {0: trained * width, 1: trained * summed, 2: 2 * trained * width / ranks, 3: 2 * trained * summed / ranks}[stage]
     if stage == 0 and plan.accumulation == 1:  # they come as activations go, and take their room
         gradients = max(0.0, gradients - kept - work)
     if offloaded:  # the owned gradients go to the host, the others are gone once they are reduced

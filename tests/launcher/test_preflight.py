@@ -86,7 +86,8 @@ def site(tmp_path: Path) -> Site:
 
 def write_checkpoint(site: Site, **values: Any) -> None:
     state: dict[str, Any] = {"step": 20, "samples_seen": 80, "quarantined": 0, "data": "", "order": "", "tokenizer": "", "model": {}}
-    state |= {"global_batch": 4, "topology": {"ranks": 2, "zero_stage": 1}, "objectives": {}, "config": {}, "versions": {}}
+    state |= {"skipped": 0, "skipped_in_a_row": 0}
+    state |= {"global_batch": 4, "topology": {"ranks": 2, "zero.stage": 1}, "objectives": {}, "config": {}, "versions": {}}
     folder = site.run / "checkpoints" / name_of(20)
     folder.mkdir(parents=True)
     write_state(folder, RunState(**(state | values)))
@@ -115,10 +116,6 @@ def no_tokenizer(site: Site) -> None:
 
 def run_below_a_file(site: Site) -> None:
     (site.folder / "run").write_text("")
-
-
-def other_ranks(site: Site) -> None:
-    write_checkpoint(site, topology={"ranks": 4, "zero_stage": 1})
 
 
 def other_batch(site: Site) -> None:
@@ -153,7 +150,6 @@ HUGE = ("model.hidden_size=65536", "model.unimodal_layers=100", "model.num_heads
         (cut_shard, "shards", "fail", "1 of 3 shards of .* are missing or of another size: s-00", "verify .* --repair"),
         (no_tokenizer, "tokenizer", "fail", "there is no tokenizer at .*tokenizer", r"Set data\.tokenizer"),
         (run_below_a_file, "run_folder", "fail", "is a file", "Give `run` a folder"),
-        (other_ranks, "resume", "fail", "step-00000020 was written with ranks = 4, this launch has 2", "Launch with ranks = 4"),
         (other_batch, "resume", "fail", "has global batch 8, the configuration 4", "Restore it"),
         (nothing_to_do, "resume", "warn", "nothing would be trained", r"Raise train\.steps"),
         (running, "other_launch", "fail", "is being trained by the processes", "mmscale runs stop"),
@@ -190,6 +186,12 @@ def test_healthy_set_up_has_no_finding(site: Site) -> None:
     write_checkpoint(site)
     assert site.bad() == []
     assert any("goes on from step 20 of 100" in f.what for f in site.findings())
+
+
+def test_other_ranks_are_no_fault(site: Site) -> None:
+    write_checkpoint(site, topology={"ranks": 4, "zero.stage": 1})
+    assert site.bad() == []
+    assert any("goes on from step 20 of 100; ranks 4 -> 2: losses go on to rounding" in f.what for f in site.findings())
 
 
 def plan_for(tmp_path: Path) -> LaunchPlan:

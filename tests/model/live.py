@@ -28,10 +28,14 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and remember its results' storages."""
         out = func(*args, **(kwargs or {}))
+        new = False
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()
-                if storage._cdata not in self.before:
+                known = self.found.get(storage._cdata)
+                if storage._cdata not in self.before and (known is None or known[0].expired()):
                     self.found[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.bytes())
+                    new = True
+        if new:  # a view adds nothing
+            self.peak = max(self.peak, self.bytes())
         return out
