@@ -90,7 +90,7 @@ class ImageEmbedding(nn.Module):
         x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
-        cls_1KD = self.cls_token
+        cls_1KD: Tensor | None = self.cls_token
         if self.positions is not None:
             places = self.positions[self.leading :]
             x_NPD = x_NPD + (places if kept_NK is None else places[torch.cat([kept_NK, kept_NK[hidden]])])

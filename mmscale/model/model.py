@@ -224,6 +224,10 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         """The head that predicts the values of a modality's hidden patches."""
         return self.pixel_head if name == "image" else self.patch_heads[name]
 
+    def embeddings(self) -> list[nn.Module]:
+        """The modules that every gradient flows back to: what samples hold enters by one of them."""
+        return [self.image_embedding, *self.patch_embeddings.values(), self.text_embedding]
+
     def load_pretrained_towers(self, config: ModelConfig) -> list[LoadReport]:
         """Start the experts from the local transformers checkpoints that the configuration names."""
         return load_towers(self, config)

@@ -19,7 +19,7 @@ from mmscale.modalities.modality import build_modalities
 from mmscale.modalities.pixels import fitted_size
 from mmscale.modalities.video import Video
 from mmscale.model.embeddings import patchify
-from mmscale.model_config import ModelConfig
+from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from shards.errors import ConfigError, SampleError
 from shards.sample import Sample
 from tests.shards.recordings import clip, sound_only_mp4, tone
@@ -167,3 +167,51 @@ def test_keys_that_are_null_are_the_models_and_parts_have_names(tmp_path) -> Non
 def test_wrong_entries_are_named(entry: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig(modalities=entry).check()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"modalities": {"audio": {}}, "image": {"pooling": "attention", "leading_tokens": 0}},
+            r"Set model\.image\.pooling=cls and model\.image",
+        ),
+        (
+            {"modalities": {"image": {}}, "image": {"leading_tokens": 2}},
+            r"have one \[CLS\] and no norm.*leave model\.modalities\.image out",
+        ),
+        (
+            {"modalities": {"image": {}}, "image": {"embedding_norm": True}},
+            r"Set model\.image\.leading_tokens=1 and model\.image\.embedding_norm",
+        ),
+        (
+            {"modalities": {"image": {"image_size": 64}}, "init_image_from": "x"},
+            r"starts images of model\.image_size; .* Leave image_size out there",
+        ),
+        ({"positions": "rotary", "init_text_from": "x"}, r"are checkpoints with learned positions\. Set model\.positions to learned"),
+        (
+            {"positions": "rotary", "text": {"hidden_size": 36, "num_heads": 4}},
+            r"needs heads of an even width of at least 6.*that of model\.text is 9",
+        ),
+        ({"positions": "rotary", "num_heads": 32}, r"hidden_size / num_heads is 4"),
+        ({"positions": "rotary", "rotary_base": 1.0}, r"`model\.rotary_base` must be above 1; got 1\.0"),
+    ],
+)
+def test_towers_that_do_not_go_with_modalities_or_positions_are_refused(keys: dict, message: str) -> None:
+    towers = {name: kind(**keys.pop(name)) for name, kind in (("text", TextTowerConfig), ("image", ImageTowerConfig)) if name in keys}
+    with pytest.raises(ConfigError, match=message) as error:
+        ModelConfig(**keys, **towers).check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"modalities": {"audio": {}}, "image": ImageTowerConfig(leading_tokens=2, embedding_norm=True)},
+        {"modalities": {"image": {}}, "init_image_from": "x"},
+        {"positions": "rotary", "text": TextTowerConfig(hidden_size=64, num_heads=2, norm="post")},
+        {"positions": "rotary", "image": ImageTowerConfig(pooling="attention", leading_tokens=0)},
+    ],
+)
+def test_towers_that_do_go_with_them_are_not(keys: dict) -> None:
+    ModelConfig(**keys).check()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,11 @@ from tests.model.tiny import BEGIN, END, Row, all_objectives, make_batch, random
 SETS = {"squares": MODALITIES, "native": NATIVE}
 APART = {name: {**entry, "expert": f"{name}s"} for name, entry in NATIVE.items()}
 POSITIONS = ("learned", "rotary")
+NARROW = {"hidden_size": 16, "num_heads": 1, "layers": 3, "norm": "post"}
+TOWERS = {
+    "two leading tokens beside sound": {"modalities": MODALITIES, "image": {"leading_tokens": 2, "embedding_norm": True}, "text": NARROW},
+    "pooled": {"image": {"leading_tokens": 0, "pooling": "attention", "layers": 1}, "text": {"captions": "bidirectional"}},
+}
 
 
 def model_of(kind: str, positions: str = "learned", **changes) -> MMScaleModel:
@@ -57,6 +64,24 @@ def test_packed_equals_one_by_one(kind: str, positions: str) -> None:
     for row in range(len(ROWS)):
         found = losses(single, stream_batch(single, *one(row), first=row), alone)
         apart = {name: apart[name] + found[name] for name in apart}
+    assert all(value > 0 for value in apart.values())
+    assert_near(together, apart)
+    assert_near(gradients(packed), gradients(single))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("towers", TOWERS)
+def test_packed_equals_one_by_one_with_towers_of_other_shapes(towers: str, positions: str) -> None:
+    alone = [o for o in all_objectives(target="features") if o.name not in ("contrastive", "matching")]
+    packed, single = (tiny_model(positions=positions, **TOWERS[towers]) for _ in range(2))
+    together, apart = losses(packed, stream_batch(packed), alone), dict.fromkeys([o.name for o in alone], torch.zeros(()))
+    embedded, rows = packed.embed_images(stream_batch(packed)), stream_batch(packed).perception_rows_N.tolist()
+    for row in range(len(ROWS)):
+        batch = stream_batch(single, *one(row), first=row)
+        found = losses(single, batch, alone)
+        apart = {name: apart[name] + found[name] for name in apart}
+        if row in rows:
+            torch.testing.assert_close(single.embed_images(batch)[0], embedded[rows.index(row)], rtol=1e-5, atol=1e-5)
     assert all(value > 0 for value in apart.values())
     assert_near(together, apart)
     assert_near(gradients(packed), gradients(single))
@@ -141,9 +166,10 @@ def test_the_shared_expert_may_have_nothing_to_do() -> None:
 
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("kind", [*SETS, "images"])
+@pytest.mark.parametrize("kind", [*SETS, "images", "narrow"])
 def test_cached_decoding_equals_the_full_forward(kind: str, positions: str, beams: int) -> None:
-    model = (tiny_model(positions=positions) if kind == "images" else model_of(kind, positions)).eval()
+    towers = {"text": NARROW, "image": {"leading_tokens": 2}, "modalities": MODALITIES} if kind == "narrow" else {}
+    model = (model_of(kind, positions) if kind in SETS else tiny_model(positions=positions, **towers)).eval()
     grids = {name: [g for g, keep in zip(of, GRIDS["video"], strict=True) if keep] for name, of in GRIDS.items()}  # three with an item
     rows = [Row(image=True) for _ in range(3)]
     batch = make_batch(rows) if kind == "images" else stream_batch(model, rows, grids, masked=False)
@@ -214,8 +240,8 @@ def test_stretched_positions_are_antialiased_bilinear_and_exact_for_the_square(s
 
 def test_kept_patches_of_square_images_are_a_smaller_dense_batch() -> None:
     """Keeping all patches, in order, changes nothing; keeping some is as if the others were not there."""
-    for positions in POSITIONS:
-        model, batch = tiny_model(positions=positions).eval(), make_batch(random_rows(3), mask_images=False)
+    for positions, image in itertools.product(POSITIONS, ({}, {"leading_tokens": 2}, {"leading_tokens": 0, "pooling": "attention"})):
+        model, batch = tiny_model(positions=positions, image=image).eval(), make_batch(random_rows(3), mask_images=False)
         expected = model.embed_images(batch)
         batch.kept_NK = torch.arange(4).expand(3, -1)
         torch.testing.assert_close(model.embed_images(batch), expected, rtol=1e-5, atol=1e-6)
@@ -231,6 +257,7 @@ def test_kept_patches_of_square_images_are_a_smaller_dense_batch() -> None:
         model.train()
         found = losses(model, batch, all_objectives())
         assert all(value.isfinite() for value in found.values())
+        counted_near(model, batch, [o for o in all_objectives() if o.name != "matching"])
 
 
 KEPT_HIDDEN = [(0, 0, 0), (2, 0, 0), (2, 0, 1)]
@@ -244,6 +271,17 @@ def test_counted_operations_are_those_that_run(kind: str, positions: str) -> Non
     rows = [Row(row.image, WORDS if row.caption else None, WORDS if row.text else None, row.label) for row in ROWS]
     batch = stream_batch(model, rows)
     objectives = [o for o in all_objectives() if o.name != "matching"]  # which draws other samples' items
+    counted_near(model, batch, objectives)
+
+
+@pytest.mark.parametrize("towers", TOWERS)
+def test_operations_of_towers_of_other_shapes_are_counted(towers: str) -> None:
+    model = tiny_model(positions="rotary", hidden_size=64, **TOWERS[towers])
+    counted_near(model, stream_batch(model), [o for o in all_objectives(target="features") if o.name != "matching"])
+
+
+def counted_near(model: MMScaleModel, batch: Batch, objectives) -> None:
+    """Within 2 % of what torch counts, but for a metric: the nearest caption of each image."""
     mine = forward_flops(model.config, count(model.config, batch, Wanted.of(objectives)))
     with torch.no_grad():
         theirs, _ = run(model, batch, objectives)
