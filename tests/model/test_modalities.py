@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mmscale.model.embeddings import resize_positions
 from mmscale.model.generate import beam_search, generate
 from mmscale.model.positions import rotation, stretched
 from mmscale.model.sequences import Wanted
+from tests.model.checkpoints import started, vit
 from tests.model.streams import GRIDS, MODALITIES, NATIVE, ROWS, WORDS, one, stream, stream_batch
 from tests.model.test_attention import reference_varlen
 from tests.model.test_flops import run
@@ -101,20 +103,37 @@ def test_packed_equals_padded(kind: str, backend: str, monkeypatch: pytest.Monke
     assert_near(gradients(other), gradients(ours))
 
 
+def as_stream(rows: list[Row], model: MMScaleModel) -> Batch:
+    """The square images of `make_batch(rows)` as items of a stream."""
+    squares, batch = make_batch(rows), make_batch([Row(False, r.caption, r.text, r.label) for r in rows])
+    items = stream("image", model.modalities["image"], [(1, 2, 2)] * len(rows))
+    items.values_TC = squares.pixels_NCHW.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(4 * len(rows), -1)
+    items.mask_T = squares.patch_mask_NP.flatten()
+    batch.streams, batch.gumbel_MG = {"image": items}, squares.gumbel_MG
+    return batch
+
+
 def test_square_items_of_a_stream_equal_square_images() -> None:
     """The stream computes what the dense path computes, with the weights of the same names."""
     dense, ragged = tiny_model(), tiny_model(modalities={"image": {"max_tokens": 4}})
     assert [n for n, _ in dense.named_parameters()] == [n for n, _ in ragged.named_parameters()]
     ragged.load_state_dict(dense.state_dict())
-    rows = random_rows(4)
-    squares = make_batch(rows)
-    streams = make_batch([Row(False, r.caption, r.text, r.label) for r in rows])
-    items = stream("image", ragged.modalities["image"], [(1, 2, 2)] * 4)
-    items.values_TC = squares.pixels_NCHW.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(16, -1)
-    items.mask_T = squares.patch_mask_NP.flatten()
-    streams.streams, streams.gumbel_MG = {"image": items}, squares.gumbel_MG
+    squares, streams = make_batch(random_rows(4)), as_stream(random_rows(4), ragged)
     assert_near(losses(ragged, streams, all_objectives()), losses(dense, squares, all_objectives()))
     assert_near(gradients(ragged), gradients(dense))
+
+
+@torch.no_grad()
+def test_images_in_their_own_shape_may_start_from_a_vit(tmp_path: Path) -> None:
+    folder = vit(tmp_path)
+    squares, (report,) = started(image=folder)
+    native, _ = started(image=folder, modalities={"image": {"max_tokens": 4}})
+    assert "image_embedding.positions" in report.loaded
+    rows = random_rows(3)
+    expected = squares.embed_images(make_batch(rows))
+    native.image_projection.load_state_dict(squares.image_projection.state_dict())  # whose map starts at random
+    found = native.embed_images(as_stream(rows, native))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", ["pixels", "features"])
