@@ -220,7 +220,8 @@ def _projected(shape: MMScaleConfig, part: _Part, kernels: Kernels) -> float:
     kept = 2 * d * w + 8
     direct = part.stack.dense and (kernels.cuda or w == 4)  # attention reads the projection itself, not a copy
     if not shape.qk_norm:
-        return tokens * (kept + (3 * d * w if direct else 0))
+        turned = 2 if shape.positions == "rotary" else 0  # queries and keys, beside the projection that values are a view of
+        return tokens * (kept + ((3 + turned) * d * w if direct else 0))
     kept += 8 * heads + (2 * d * w if direct else 0)
     if kernels.cuda:
         return tokens * (kept + 3 * d * w)
