@@ -58,7 +58,8 @@ def builder(shards: Path, training: bool = True, **layers) -> Builder:
 
 def build(made: Builder, positions, arena: np.ndarray | None = None) -> Micro:
     with ThreadPoolExecutor(2) as pool:
-        return made.submit(pool, 3, positions, pageable(made.arena_bytes(len(positions))) if arena is None else arena).result()
+        places = made.dataset.places(positions)
+        return made.submit(pool, 3, places, pageable(made.arena_bytes(len(places))) if arena is None else arena).result()
 
 
 def test_streams_hold_what_the_samples_have(shards: Path) -> None:
