@@ -35,7 +35,7 @@ class HostsConfig:
     launcher_address: str | None = None
     """Address of this machine that the hosts reach; null: the one from which the first host is reached."""
     silence_s: float = 30.0
-    """A host that says nothing for so long is taken for lost: the run ends, and so do the ranks on it."""
+    """A host that says nothing for so long is taken for lost and the run ends; ranks that hear nothing end after twice as long."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,7 +61,8 @@ class Watch:
         where = {"address": address, "port": self._listener.getsockname()[1], "token": self.token}
         path = folder / WATCH
         path.touch(mode=0o600)
-        path.write_text(json.dumps(where | {"silence_s": silence_s, "grace_s": grace_s}), encoding="utf-8")
+        # ranks are more patient: where both sides are merely slow, it is the launcher that decides, and can say what it saw
+        path.write_text(json.dumps(where | {"silence_s": 2 * silence_s, "grace_s": grace_s}), encoding="utf-8")
 
     def look(self, timeout_s: float) -> None:
         """Wait for something to come, at most so long, and take it; ask every rank now and then whether it is there."""

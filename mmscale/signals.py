@@ -14,16 +14,22 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._terminated = False
 
     def listen(self) -> None:
-        """Take SIGTERM, SIGUSR1 and SIGUSR2 as requests; a second SIGTERM ends the process at once."""
+        """Take SIGTERM, SIGUSR1 and SIGUSR2 as requests; a second SIGTERM ends the process at once.
+
+        A scheduler may send a first SIGTERM soon after its warning SIGUSR1: the checkpoint that is being made is not to be lost to it.
+        """
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if number == signal.SIGTERM:
+            if self._terminated:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self._terminated = True
         self.asked = True
 
 

@@ -69,8 +69,10 @@ def read_manifest(folder: Path) -> list[FileEntry]:
 def is_pickle(path: Path) -> bool:
     """Tell by its name and first bytes whether a file is something that Python would unpickle: a pickle, or torch's zip of one."""
     with path.open("rb") as file:
-        start = file.read(4)
-    return path.suffix in _PICKLES or start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return path.suffix in _PICKLES  # safetensors: the length of a header, which may look like a pickle's first bytes, and the header
+    return path.suffix in _PICKLES or start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
 
 
 def find_fault(folder: Path, *, hashes: bool = True) -> str | None:

@@ -40,7 +40,8 @@ class Toy(nn.Module):
 
     def forward(self, words_M: Tensor) -> Tensor:
         """Sum of the losses, (), of predicting the word after each."""
-        x = self.embedding(words_M) - self.mean
+        x = self.embedding(words_M)
+        x = x - self.mean.to(x.dtype)
         logits = self.head(self.norm(torch.tanh(self.hidden(torch.relu(self.frozen(x)) + x))))
         return nn.functional.cross_entropy(logits.float(), (words_M + 1) % WORDS, reduction="sum")
 

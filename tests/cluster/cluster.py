@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from mmscale.signals import die_with_parent
+
 REPO = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "pdsh", "sshd", "ip", "nsenter", "unshare")
 NAMESPACES = ("--mount", "--net", "--uts", "--ipc", "--pid")
@@ -41,9 +43,8 @@ class Cluster:
         words = [sys.executable, "-m", "tests.cluster.inside", str(hosts), str(self.work)]
         env = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         self.log = (self.work / "inside.log").open("w")
-        self.unshare = subprocess.Popen(
-            ["unshare", *NAMESPACES, "--fork", "--mount-proc", "--kill-child", *words], cwd=REPO, env=env, stdout=self.log, stderr=self.log
-        )
+        unshare = ["unshare", *NAMESPACES, "--fork", "--mount-proc", "--kill-child", *words]
+        self.unshare = subprocess.Popen(unshare, cwd=REPO, env=env, stdout=self.log, stderr=self.log, preexec_fn=die_with_parent)
         wait_for(lambda: (self.work / "environment.json").exists() or self.unshare.poll() is not None, 90)
         assert self.unshare.poll() is None, (self.work / "inside.log").read_text()
         inherited = {k: v for k, v in env.items() if not k.startswith(("MMSCALE_", "SLURM_"))}

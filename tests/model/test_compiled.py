@@ -36,6 +36,7 @@ def mixed_rows(step: int) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_is_compiled_after_the_third_of_two_hundred_ragged_batches(backend: str) -> None:
     model, objectives = tiny_model(unimodal_layers=1, fusion_layers=1), all_objectives()

@@ -1,12 +1,15 @@
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mmscale.checkpoint import manifest
 from mmscale.checkpoint.find import committed, name_of, resolve, set_aside, step_of
-from mmscale.checkpoint.manifest import find_fault
+from mmscale.checkpoint.manifest import find_fault, is_pickle
 from mmscale.checkpoint.retention import pin, retain
 from mmscale.config import CheckpointConfig
 from mmscale.errors import CheckpointError
@@ -138,3 +141,13 @@ def test_json_lines_survive_a_torn_end(tmp_path: Path) -> None:
     assert [r["step"] for r in read_lines(path)] == [1, 2, 3, 4]
     keep_lines_up_to(path, 2)
     assert [r["step"] for r in read_lines(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0480, 0x0580])
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(3)}, path, metadata={"x": "y" * (length - 80)})
+    assert int.from_bytes(path.read_bytes()[:8], "little") == length
+    assert not is_pickle(path)
+    path.write_bytes(pickle.dumps({"a": 1}, protocol=length >> 8))
+    assert is_pickle(path)

@@ -58,6 +58,7 @@ def test_losses_do_not_depend_on_the_topology(tmp_path: Path, glyphs: Path, full
     assert last < first - 1  # it does train
 
 
+@pytest.mark.slow
 def test_negatives_of_the_global_batch_make_the_contrastive_loss_independent_of_the_topology(tmp_path: Path, glyphs: Path) -> None:
     stage = stage_file(tmp_path, glyphs, ("matching",))
     stage.write_text(stage.read_text().replace("contrastive: {", "contrastive: {negatives: global, "))
