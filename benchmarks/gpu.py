@@ -77,7 +77,7 @@ class Case:
         self.counts = [count(self.shape, b, Wanted.of(self.objectives)) for b in self.host]
         reset_peak(world)
         self.engine = build_engine(self.trainee, self.config, self.plan, self.dtype, world.device)
-        self.gate = Gate(self.engine, self.trainee.model.image_embedding, self.trainee.model.text_embedding)
+        self.gate = Gate(self.engine, *self.trainee.model.embeddings())
 
     def step(self, number: int) -> StepSums:
         """Take one step."""

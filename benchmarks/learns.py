@@ -124,7 +124,7 @@ def held_out_losses(model: MMScaleModel, config: RunConfig, place: Path) -> dict
             sums[objective.name] += terms[objective.name].sum.item()
             counts[objective.name] += objective.count(batch)
         if "masked_image" in sums:
-            patches.append(model.run(batch, Wanted(masked_image=True)).patch_target_RC)
+            patches += [target for _, target in model.run(batch, Wanted(masked_image=True)).patches]
     losses = {name: sums[name] / counts[name] for name in sums}
     return losses | ({"constant": torch.cat(patches).var(0, correction=0).mean().item()} if patches else {})
 

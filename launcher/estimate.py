@@ -5,9 +5,11 @@ These are for decisions before anything is started; a run works out its own need
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from mmscale.config import RunConfig
+from mmscale.modalities.modality import build_modalities, experts_of
 
 VOCABULARY = 30_522
 """Entries of the tokenizer where it is not known: BERT's."""
@@ -47,7 +49,7 @@ def estimate(config: RunConfig, ranks: int, *, bf16: bool, vocabulary: int = VOC
 
 
 def parameters(config: RunConfig, vocabulary: int = VOCABULARY) -> int:
-    """Parameters of the multiway Transformer: an expert for text and one for perception in every layer, embeddings, heads.
+    """Parameters of the multiway Transformer: an expert for text and those of perception in every layer, embeddings, heads.
 
     Within a few per cent: norms and biases are counted by their width, small heads are left out.
     """
@@ -56,9 +58,13 @@ def parameters(config: RunConfig, vocabulary: int = VOCABULARY) -> int:
     attention = 4 * d * d + 4 * d
     feed_forward = 2 * d * hidden + hidden + d
     patch = 3 * model.patch_size**2
-    places = (model.image_size // model.patch_size) ** 2 + model.max_text_tokens
-    embeddings = vocabulary * d + places * d + patch * d
+    modalities = build_modalities(model)
+    others = [modality for name, modality in modalities.items() if name != "image"]
+    places = (model.image_size // model.patch_size) ** 2 + model.max_text_tokens + sum(math.prod(m.grid) for m in others)
+    values = patch + sum(m.values for m in others)
+    embeddings = vocabulary * d + (places if model.positions == "learned" else 0) * d + values * d
     objectives = config.objectives
     words = sum(objective.weight > 0 for objective in (objectives.captioning, objectives.masked_language))
-    heads = 2 * d * model.projection_size + words * (vocabulary * d + d * d) + (objectives.masked_image.weight > 0) * d * patch
-    return layers * 2 * (attention + feed_forward + 4 * d) + embeddings + heads
+    heads = 2 * d * model.projection_size + words * (vocabulary * d + d * d) + (objectives.masked_image.weight > 0) * d * values
+    experts = 1 + len(experts_of(modalities))
+    return layers * experts * (attention + feed_forward + 4 * d) + embeddings + heads

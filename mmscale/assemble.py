@@ -27,7 +27,7 @@ from mmscale.engine import Trainee, build_engine
 from mmscale.guard import Gate
 from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel, mmscale_config
-from mmscale.model_config import modernize
+from mmscale.model_config import ModelConfig, modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
@@ -95,7 +95,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
         objectives=objectives,
         trainee=trainee,
         engine=engine,
-        gate=Gate(engine, model.image_embedding, model.text_embedding),
+        gate=Gate(engine, *model.embeddings()),
         average=None if decay is None else MovingAverage(engine, model, decay),
         reports=reports,
     )
@@ -162,7 +162,11 @@ def build_model(
 def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipped: int, skipped_in_a_row: int) -> RunState:
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
+    # a key at its default is left out where older checkpoints do not know it
+    defaults = configfile.to_plain(ModelConfig())
+    unset = {key: defaults[key] for key in ("positions", "rotary_base", "modalities")}
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
+    model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
     if run.config.lora.rank:
         model["lora"] = plain["lora"]
     # what decides which parameters form a group of the optimizer's state, and the factors in it

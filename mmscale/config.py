@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmscale.data_config import DataConfig, mixture_sources
+from mmscale.data_config import DataConfig, keep_schedules, mixture_sources
 from mmscale.model_config import ModelConfig
 from mmscale.objectives_config import ObjectivesConfig, TaskConfig
 from shards import configfile
@@ -244,9 +244,20 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
         part = find_part("model", named[-1])
         layers.append((str(part), {"model": configfile.read_yaml(part)}))
     layers += [(str(path), file), ("the command line", configfile.parse_overrides(words))]
+    for _, layer in layers:
+        _read_modality_parts(layer)
     config = configfile.build(RunConfig, layers)
     _check(config)
     return config
+
+
+def _read_modality_parts(layer: dict[str, Any]) -> None:
+    """Put the keys of a part in the place of its name, `model.modalities.audio: audio`."""
+    model = layer.get("model")
+    modalities = model.get("modalities") if isinstance(model, dict) else None
+    if isinstance(modalities, dict):
+        named = {name: entry for name, entry in modalities.items() if isinstance(entry, str)}
+        modalities.update({name: configfile.read_yaml(find_part("modality", entry)) for name, entry in named.items()})
 
 
 def find_part(kind: str, name: str) -> Path:
@@ -282,6 +293,7 @@ def _check(config: RunConfig) -> None:
         f"`data.pad_captions` must be at most data.max_text_tokens = {data.max_text_tokens}, or 0 for none; got {data.pad_captions}.",
     )
     _check_captions(config)
+    keep_schedules(data.keep, {"image", *model.modalities}, train.global_batch)
     need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
     need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
     need(

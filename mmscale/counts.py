@@ -2,11 +2,12 @@
 
 Counted with numpy on the batch as the loader built it, before it goes to a device: a fraction of a millisecond a batch.
 
-Shape letters: S sequences, M samples.
+Shape letters: S sequences, M samples, T tokens or patches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from mmscale.data.batch import IGNORE, Batch, TextStream
+from mmscale.data.batch import IGNORE, Batch, PatchStream, TextStream
+from mmscale.modalities.modality import Modality, build_modalities, experts_of
 from mmscale.model.attention import SHORTEST_BUCKET
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.pairs import row_hash
@@ -27,40 +29,52 @@ Ints = npt.NDArray[np.int64]
 class Stack:
     """Tokens that go through a stack of layers, and how they attend."""
 
-    image_tokens: int
+    perceived: int
+    """Tokens of images and of items of other modalities."""
     text_tokens: int
     seen: int
     """Query-key pairs that see each other."""
-    sequences: int
-    """Sequences that are padded or packed; images of the lower stack, all alike, are not among them."""
-    slots: int
+    dense: bool = False
+    """All sequences are of one length, square images alone: they are neither padded nor packed, and what follows is 0."""
+    sequences: int = 0
+    """Sequences that are padded or packed."""
+    slots: int = 0
     """Tokens of those sequences once padded to the longest of their bucket."""
-    masks: int
+    masks: int = 0
     """Entries of the padded groups' masks."""
-    prefix: int
+    prefix: int = 0
     """Tokens of leading parts that see each other both ways."""
-    rest: int
+    rest: int = 0
     """Tokens that see what is before them."""
-    keys: int
+    keys: int = 0
     """Tokens of the sequences that have a rest."""
 
     @property
     def tokens(self) -> int:
         """All tokens."""
-        return self.image_tokens + self.text_tokens
+        return self.perceived + self.text_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """Sizes of one forward of one micro-batch. The text drawn as a hard negative is not known: it counts as the sample's own."""
+    """Sizes of one forward of one micro-batch.
+
+    What is drawn as a hard negative is not known: its text counts as the sample's own, what is seen with it likewise.
+    """
 
     wanted: Wanted
     samples: int
-    images: int
-    hidden_images: int
-    """Images with hidden patches, which the lower stack takes once more."""
+    perceiving: int
+    """Samples that have an image or an item of another modality."""
+    items: int
+    """Their tokens, those of masked copies not among them."""
     captions: int
-    lower: Stack
+    values: int
+    """Numbers that patch embeddings multiply: those of all patches, and each patch's weights of a table that is stretched to its grid."""
+    perception: list[Stack]
+    """The lower stack of each perception expert; items with hidden patches are in it once more."""
+    texts: Stack
+    """The lower stack of captions and texts."""
     upper: Stack
     words: int
     """Rows of the language head."""
@@ -68,12 +82,14 @@ class Counts:
     """Text rows of the matching and task heads."""
     patches: int
     """Rows of the masked-image heads."""
+    predicted: int
+    """Numbers that they predict: values of patches, or features."""
     alone: int
-    """Image rows of the task heads."""
+    """Perception rows of the task heads."""
 
     @property
-    def read_images(self) -> int:
-        """Image rows that go on after the last layer's attention."""
+    def read_items(self) -> int:
+        """Perception rows that go on after the last layer's attention."""
         return self.patches + self.alone
 
     @property
@@ -81,20 +97,49 @@ class Counts:
         """Text rows that do."""
         return self.words + self.pooled
 
+    @property
+    def perceived(self) -> int:
+        """Tokens of the perception experts' lower stacks."""
+        return sum(stack.perceived for stack in self.perception)
 
-def count(config: MMScaleConfig, batch: Batch, wanted: Wanted) -> Counts:
-    """Count a micro-batch that lies in the host's memory."""
-    images, length = len(batch.image_rows_N), config.image_tokens
-    hidden = int(batch.patch_mask_NP.any(1).sum()) if wanted.masked_image else 0
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """The items of one modality."""
+
+    expert: int
+    rows_S: Ints
+    lengths_S: Ints
+    copies_S: Ints
+    """Lengths of those that come once more, with hidden patches."""
+    hidden: int
+    """Hidden patches."""
+    values: int
+    """Numbers in a patch."""
+    multiplied: int
+    """Numbers that the patch embedding multiplies."""
+
+
+def count(config: MMScaleConfig, batch: Batch, wanted: Wanted, modalities: Mapping[str, Modality] | None = None) -> Counts:
+    """Count a micro-batch that lies in the host's memory.
+
+    Args:
+        config: the model's shape.
+        batch: the micro-batch.
+        wanted: what the forward serves.
+        modalities: the model's; None builds them from its configuration.
+    """
+    modalities = build_modalities(config) if modalities is None else modalities
+    items = _items(config, batch, wanted.masked_image, modalities)
     caption_S, text_S = _lengths(batch.caption), _lengths(batch.text)
-    lead_M = np.zeros(batch.size, np.int64)
-    lead_M[_array(batch.image_rows_N)] = length
-    text_M = np.zeros(batch.size, np.int64)
+    lead_M, text_M = np.zeros(batch.size, np.int64), np.zeros(batch.size, np.int64)
+    for part in items:
+        lead_M[part.rows_S] += part.lengths_S
     text_M[_array(batch.text.rows_S)] = text_S
     fuse = [_array(stream.fuse_S).astype(bool) & on for stream, on in ((batch.caption, wanted.captioning), (batch.text, wanted.fused))]
     anchors = _anchors(batch, wanted.matching_group) if wanted.matching else np.zeros(0, np.int64)
-    alone = int(((lead_M > 0) & (text_M == 0)).sum()) if wanted.classify else 0
-    whole = np.full(hidden + alone, length, np.int64)
+    alone_S = lead_M[(lead_M > 0) & (text_M == 0)] if wanted.classify else lead_M[:0]
+    whole = np.concatenate([*(part.copies_S for part in items), alone_S])
     lead_S = [lead_M[_array(s.rows_S)[f]] for s, f in zip((batch.caption, batch.text), fuse, strict=True)] + [lead_M[anchors], whole]
     words_S = [caption_S[fuse[0]], text_S[fuse[1]], text_M[anchors], np.zeros_like(whole)]
     causal = [np.full(len(lead), index == 0) for index, lead in enumerate(lead_S)]
@@ -102,33 +147,67 @@ def count(config: MMScaleConfig, batch: Batch, wanted: Wanted) -> Counts:
     pooled = wanted.matching or wanted.classify
     texts = np.concatenate([caption_S, text_S])
     causal_S = (np.arange(len(texts)) < len(caption_S)) & (config.text_tower.captions == "causal")
-    lower = _stack(np.zeros_like(texts), texts, causal_S, packed_images=(images + hidden, length))
     return Counts(
         wanted=wanted,
         samples=batch.size,
-        images=images,
-        hidden_images=hidden,
+        perceiving=int((lead_M > 0).sum()),
+        items=int(lead_M.sum()),
         captions=len(caption_S),
-        lower=lower,
+        values=sum(part.multiplied for part in items),
+        perception=_perception(items, len(experts_of(modalities)), dense=not modalities),
+        texts=_stack(np.zeros_like(texts), texts, causal_S),
         upper=_stack(np.concatenate(lead_S), np.concatenate(words_S), np.concatenate(causal)),
         words=words,
         pooled=(len(words_S[1]) + len(words_S[2])) if pooled else 0,
-        patches=int(batch.patch_mask_NP.sum()) if wanted.masked_image else 0,
-        alone=alone * (1 if config.image_tower.leading_tokens else config.patches),
+        patches=sum(part.hidden for part in items),
+        predicted=sum(part.hidden * (config.hidden_size if wanted.features else part.values) for part in items),
+        alone=len(alone_S) if config.image_tower.leading_tokens else int(alone_S.sum()),
     )
 
 
-def _stack(lead_S: Ints, text_S: Ints, causal_S: npt.NDArray[np.bool_], packed_images: tuple[int, int] = (0, 0)) -> Stack:
+def _items(config: MMScaleConfig, batch: Batch, masked: bool, modalities: Mapping[str, Modality]) -> list[_Items]:
+    """The items of each modality; square images first, unless the model takes images of any shape."""
+    experts, found = experts_of(modalities), []
+    if "image" not in modalities:
+        n, kept = batch.patch_mask_NP.shape
+        length, mask_NP = kept + config.image_tower.leading_tokens, _array(batch.patch_mask_NP)
+        copies = int(mask_NP.any(1).sum()) if masked else 0
+        hidden, lengths_S = int(mask_NP.sum()) if masked else 0, np.full(n, length)
+        rows = _array(batch.image_rows_N)
+        found.append(_Items(0, rows, lengths_S, np.full(copies, length), hidden, config.patch_values, n * kept * config.patch_values))
+    for name, modality in modalities.items():
+        if (stream := batch.streams.get(name)) is None:
+            continue
+        cells = modality.grid[1] ** 2 if modality.interpolated and config.positions == "learned" else 0
+        lengths_S, hidden_S = _lengths(stream) + 1, _within(stream.mask_T, stream.cu_seqlens_S1) * masked
+        multiplied = len(stream.mask_T) * (modality.values + cells)
+        expert, rows = experts.index(modality.expert), _array(stream.rows_S)
+        found.append(_Items(expert, rows, lengths_S, lengths_S[hidden_S > 0], int(hidden_S.sum()), modality.values, multiplied))
+    return found
+
+
+def _perception(items: Sequence[_Items], experts: int, dense: bool) -> list[Stack]:
+    """The lower stack of each expert."""
+    found = []
+    for expert in range(experts):
+        lengths_S = np.concatenate([np.zeros(0, np.int64), *(x for i in items if i.expert == expert for x in (i.lengths_S, i.copies_S))])
+        if dense:
+            found.append(Stack(perceived=int(lengths_S.sum()), text_tokens=0, seen=int((lengths_S**2).sum()), dense=True))
+        else:
+            found.append(_stack(lengths_S, np.zeros_like(lengths_S), np.zeros(len(lengths_S), bool)))
+    return found
+
+
+def _stack(lead_S: Ints, text_S: Ints, causal_S: npt.NDArray[np.bool_]) -> Stack:
     whole_S = lead_S + text_S
     prefix_S = np.where(causal_S, lead_S, whole_S)
     rest_S = whole_S - prefix_S
     seen = prefix_S**2 + rest_S * prefix_S + rest_S * (rest_S + 1) // 2
-    images, length = packed_images
     slots, masks = _padding(whole_S, prefix_S)
     return Stack(
-        image_tokens=int(lead_S.sum()) + images * length,
+        perceived=int(lead_S.sum()),
         text_tokens=int(text_S.sum()),
-        seen=int(seen.sum()) + images * length**2,
+        seen=int(seen.sum()),
         sequences=len(whole_S),
         slots=slots,
         masks=masks,
@@ -155,10 +234,10 @@ def _padding(whole_S: Ints, prefix_S: Ints) -> tuple[int, int]:
 
 def _anchors(batch: Batch, group: int | None) -> Ints:
     """Samples that get a hard negative, as `pairs.negative_candidates(...).any(1)` names them, without the matrix."""
-    images, texts = np.zeros(batch.size, bool), np.zeros(batch.size, bool)
-    images[_array(batch.image_rows_N)] = True
+    seen, texts = np.zeros(batch.size, bool), np.zeros(batch.size, bool)
+    seen[_array(batch.perception_rows_N)] = True
     texts[_array(batch.text.rows_S)] = True
-    pairs = np.flatnonzero(images & texts)
+    pairs = np.flatnonzero(seen & texts)
     if group is None and np.unique(_hashed_lengths(batch)[pairs]).size > 1:
         return pairs  # texts of different lengths are different texts: the hash, which takes longer, need not be asked
     places = np.zeros_like(pairs) if group is None else _array(batch.positions_M)[pairs] // group
@@ -176,15 +255,20 @@ def _hashed_lengths(batch: Batch) -> Ints:
     return lengths_M
 
 
-def _lengths(stream: TextStream) -> Ints:
+def _lengths(stream: TextStream | PatchStream) -> Ints:
     lengths: Ints = np.diff(_array(stream.cu_seqlens_S1).astype(np.int64))
     return lengths
 
 
 def _labels(stream: TextStream, chosen: npt.NDArray[np.bool_]) -> int:
     """Labels in the chosen sequences."""
-    sums = np.concatenate([[0], np.cumsum(_array(stream.labels_T) != IGNORE)])[_array(stream.cu_seqlens_S1)]
-    return int(np.diff(sums)[chosen].sum())
+    return int(_within(stream.labels_T != IGNORE, stream.cu_seqlens_S1)[chosen].sum())
+
+
+def _within(marked_T: Tensor, cu_seqlens_S1: Tensor) -> Ints:
+    """Marked ones in each sequence."""
+    marked: Ints = np.diff(np.concatenate([[0], np.cumsum(_array(marked_T))])[_array(cu_seqlens_S1)])
+    return marked
 
 
 def _array(tensor: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 from shards import configfile
 from shards.errors import ConfigError
 from shards.order import LANES
+
+Schedule = tuple[tuple[int, float], ...]
+"""(first position, value) pairs, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +77,7 @@ class DataConfig:
     """A mixture: step -> weights of the sources from that step on. What lies ahead of a run may be changed when it is continued."""
     order: OrderConfig = field(default_factory=OrderConfig)
     image: bool = True
-    """Feed the image. false gives a text-only control."""
+    """Feed the image, and what the model's other modalities take. false gives a text-only control."""
     caption: str | None = "caption"
     """Field that becomes the causal text (contrastive text, captioning target): `caption` or a key of the sample's json; null for none."""
     text: str | None = "caption"
@@ -92,6 +95,39 @@ class DataConfig:
     pad_captions: int = 0
     """Fill captions up to so many tokens with the tokenizer's pad token, which counts as text, as SigLIP's were to 64; 0 for not."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    keep: dict[str, Any] = field(default_factory=dict)
+    """Part of an item's patches that the model sees in training, by modality: {image: 0.5} (Li et al. 2023, FLIP). Which ones is chosen by
+    (train.seed, position). A mapping {step: part} gives the part from each step on. A modality that is not named is seen whole."""
+
+
+def keep_schedules(keep: Mapping[str, Any], modalities: Collection[str], global_batch: int) -> dict[str, Schedule]:
+    """Read `data.keep` as a function of the position alone, so that a resumed run drops what the undisturbed one does.
+
+    Args:
+        keep: `data.keep`.
+        modalities: names that it may have.
+        global_batch: positions of a step.
+
+    Returns:
+        By modality (first position, part) pairs, ascending, from position 0 on.
+
+    Raises:
+        ConfigError: an unknown modality, a part outside (0, 1], a negative step.
+    """
+    schedules = {}
+    for name, given in keep.items():
+        if name not in modalities:
+            raise ConfigError(f"`data.keep.{name}` names no modality of the model; it has {', '.join(sorted(modalities))}.")
+        by_step: dict[Any, Any] = {0: given}
+        if isinstance(given, Mapping):  # the keys of a mapping that went through JSON are texts
+            by_step = {0: 1.0} | {int(s) if isinstance(s, str) and s.isdecimal() else s: part for s, part in given.items()}
+        for step, part in by_step.items():
+            if not (isinstance(part, (int, float)) and not isinstance(part, bool) and 0 < part <= 1):
+                raise ConfigError(f"`data.keep.{name}` must be above 0 and at most 1, or a mapping from steps to such parts; got {given}.")
+            if not (isinstance(step, int) and step >= 0):
+                raise ConfigError(f"`data.keep.{name}`: a step must be a whole number from 0 on; got {step!r}.")
+        schedules[name] = tuple((step * global_batch, float(by_step[step])) for step in sorted(by_step))
+    return schedules
 
 
 def mixture_sources(data: DataConfig) -> list[SourceConfig] | None:

@@ -58,17 +58,16 @@ def named_peak(name: str, dtype: torch.dtype) -> float | None:
 
 def forward_flops(config: MMScaleConfig, counts: Counts) -> float:
     """Operations of one forward of one micro-batch."""
-    d, text, low, up, layers = config.hidden_size, config.expert("text"), counts.lower, counts.upper, config.fusion_layers
-    seen = low.image_tokens * config.image_tokens
-    total = config.lower_layers("image") * _layer(config.expert("image"), low.image_tokens, seen)
-    total += config.lower_layers("text") * _layer(text, low.text_tokens, low.seen - seen)
-    total += 2.0 * config.patch_values * d * config.patches * counts.images
-    total += 2.0 * config.projection_size * (d * counts.images + text.width * counts.captions)
-    total += 2.0 * d * text.width * (low.text_tokens + counts.captions) if text.width != d else 0.0
-    total += counts.images * _pool(config)
+    d, text, texts, up, layers = config.hidden_size, config.expert("text"), counts.texts, counts.upper, config.fusion_layers
+    total = sum(config.lower_layers("image") * _layer(config.expert("image"), s.perceived, s.seen) for s in counts.perception)
+    total += config.lower_layers("text") * _layer(text, texts.text_tokens, texts.seen)
+    total += 2.0 * d * counts.values
+    total += 2.0 * config.projection_size * (d * counts.perceiving + text.width * counts.captions)
+    total += 2.0 * d * text.width * (texts.text_tokens + counts.captions) if text.width != d else 0.0
+    total += _pool(config, counts)
     if layers:
         rest = 2.0 * d * d + 4.0 * d * config.expert("image", fused=True).mlp
-        read = counts.read_images + counts.read_texts
+        read = counts.read_items + counts.read_texts
         total += layers * (up.tokens * 6.0 * d * d + 4.0 * d * up.seen) + ((layers - 1) * up.tokens + read) * rest
     return total + _heads(config, counts)
 
@@ -78,19 +77,18 @@ def _layer(shape: ExpertShape, tokens: int, seen: int) -> float:
     return tokens * (8.0 * shape.width**2 + 4.0 * shape.width * shape.mlp) + 4.0 * shape.width * seen
 
 
-def _pool(config: MMScaleConfig) -> float:
-    """Attention pooling of one image."""
+def _pool(config: MMScaleConfig, counts: Counts) -> float:
+    """Attention pooling of the images, which does not read masked copies."""
     if config.image_tower.pooling != "attention":
         return 0.0
-    d, length, mlp = config.hidden_size, config.image_tokens, config.expert("image").mlp
-    return 4.0 * d * d * length + 2.0 * d * d + 4.0 * d * length + 4.0 * d * mlp
+    d, mlp, tokens = config.hidden_size, config.expert("image").mlp, counts.items
+    return (4.0 * d * d + 4.0 * d) * tokens + counts.perceiving * (2.0 * d * d + 4.0 * d * mlp)
 
 
 def _heads(config: MMScaleConfig, counts: Counts) -> float:
     """Similarities count those within the micro-batch; those with other ranks are left out."""
     d, wanted = config.hidden_size, counts.wanted
     similarities = 2.0 * config.projection_size * counts.samples**2 * (wanted.contrastive + wanted.matching)
-    patch_outputs = d if wanted.features else config.patch_values
     classes = counts.samples * wanted.classify * sum((config.heads or {}).values())
-    outputs = counts.words * config.vocab_size + counts.patches * patch_outputs + counts.pooled * wanted.matching + classes
+    outputs = counts.words * config.vocab_size + counts.predicted + counts.pooled * wanted.matching + classes
     return similarities + 2.0 * d * outputs

@@ -10,7 +10,7 @@ Letters: d hidden size, w bytes of an activation, f bytes of an attention input,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -148,26 +148,25 @@ def with_state(sizes: Sequence[tuple[int, bool]], config: RunConfig, plan: Batch
 
 def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute: str) -> float:
     """Bytes that a forward of a micro-batch keeps for its backward."""
-    d, w, low, up = shape.hidden_size, kernels.width, counts.lower, counts.upper
-    rows = counts.read_images + counts.read_texts
-    images = low.image_tokens
-    total = float(counts.images * shape.patches * shape.patch_values * w + low.text_tokens * d * w)
-    total += images * d * w  # the last lower layer's, which the projection reads
-    total += _plan(low, kernels) + _plan(up, kernels)
-    total += sum(part.layers * _layer(shape, part, part.stack.tokens, kernels, recompute) for part in _parts(shape, low))
+    d, w, texts, up = shape.hidden_size, kernels.width, counts.texts, counts.upper
+    rows = counts.read_items + counts.read_texts
+    total = float(counts.values * w + texts.text_tokens * d * w)
+    total += counts.perceived * d * w  # the last lower layer's, which the projection reads
+    total += sum(_plan(stack, kernels) + _angles(shape, stack) for stack in (*counts.perception, texts, up))
+    total += sum(part.layers * _layer(shape, part, part.stack.tokens, kernels, recompute) for part in _parts(shape, counts))
     for layer in range(shape.fusion_layers):
         last = layer == shape.fusion_layers - 1
         total += _layer(shape, _fused(shape, up), rows if last else up.tokens, kernels, recompute)
-    embeddings = low.tokens * d * w * (1 if shape.dropout and not kernels.cuda else 0)
+    embeddings = (counts.perceived + texts.tokens) * d * w * (1 if shape.dropout and not kernels.cuda else 0)
     return total + embeddings + _heads(shape, counts, w)
 
 
 def workspace(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute: str) -> float:
     """Bytes besides those kept while the fullest backward of a layer or head runs: its gradients, and what it computes again."""
     d, w, up = shape.hidden_size, kernels.width, counts.upper
-    layers = [(part, part.stack.tokens) for part in _parts(shape, counts.lower) if part.layers]
+    layers = [(part, part.stack.tokens) for part in _parts(shape, counts) if part.layers]
     if shape.fusion_layers:
-        layers.append((_fused(shape, up), up.tokens if shape.fusion_layers > 1 else counts.read_images + counts.read_texts))
+        layers.append((_fused(shape, up), up.tokens if shape.fusion_layers > 1 else counts.read_items + counts.read_texts))
 
     def again(part: _Part, rows: int) -> float:
         gone = _layer(shape, part, rows, kernels, "none") - _layer(shape, part, rows, kernels, recompute)
@@ -187,22 +186,16 @@ class _Part:
     stack: Stack
     expert: ExpertShape
     layers: int
-    dense: bool
-    """All sequences are of one length."""
 
 
-def _parts(shape: MMScaleConfig, low: Stack) -> list[_Part]:
-    """The images and the texts of the lower stack."""
-    images = Stack(image_tokens=low.image_tokens, text_tokens=0, seen=0, sequences=0, slots=0, masks=0, prefix=0, rest=0, keys=0)
-    texts = Stack(**{f.name: getattr(low, f.name) for f in fields(Stack)} | {"image_tokens": 0})
-    return [
-        _Part(images, shape.expert("image"), shape.lower_layers("image"), True),
-        _Part(texts, shape.expert("text"), shape.lower_layers("text"), False),
-    ]
+def _parts(shape: MMScaleConfig, counts: Counts) -> list[_Part]:
+    """What each perception expert takes, and the texts, of the lower stack."""
+    perceived = [_Part(stack, shape.expert("image"), shape.lower_layers("image")) for stack in counts.perception]
+    return [*perceived, _Part(counts.texts, shape.expert("text"), shape.lower_layers("text"))]
 
 
 def _fused(shape: MMScaleConfig, up: Stack) -> _Part:
-    return _Part(up, shape.expert("image", fused=True), shape.fusion_layers, False)
+    return _Part(up, shape.expert("image", fused=True), shape.fusion_layers)
 
 
 def _layer(shape: MMScaleConfig, part: _Part, rows: int, kernels: Kernels, recompute: str) -> float:
@@ -216,7 +209,7 @@ def _layer(shape: MMScaleConfig, part: _Part, rows: int, kernels: Kernels, recom
     dropped = 2 * d * (1 if kernels.cuda else w) if shape.dropout else 0
     fed = rows * (2 * d * w + 8 + 2 * mlp * w + dropped)
     read = rows * d * w  # attention's result as the output layer reads it
-    if part.dense and (kernels.cuda or w == 4):
+    if part.stack.dense and (kernels.cuda or w == 4):
         read = 0  # the very tensor
     return _projected(shape, part, kernels) + _attention_inputs(part, kernels) + out + read + fed
 
@@ -225,9 +218,10 @@ def _projected(shape: MMScaleConfig, part: _Part, kernels: Kernels) -> float:
     """Kept by the norm, the projection and the norms of queries and keys."""
     d, w, heads, tokens = part.expert.width, kernels.width, part.expert.heads, part.stack.tokens
     kept = 2 * d * w + 8
-    direct = part.dense and (kernels.cuda or w == 4)  # attention reads the projection itself, not a copy
+    direct = part.stack.dense and (kernels.cuda or w == 4)  # attention reads the projection itself, not a copy
     if not shape.qk_norm:
-        return tokens * (kept + (3 * d * w if direct else 0))
+        turned = 2 if shape.positions == "rotary" else 0  # queries and keys, beside the projection that values are a view of
+        return tokens * (kept + ((3 + turned) * d * w if direct else 0))
     kept += 8 * heads + (2 * d * w if direct else 0)
     if kernels.cuda:
         return tokens * (kept + 3 * d * w)
@@ -237,7 +231,7 @@ def _projected(shape: MMScaleConfig, part: _Part, kernels: Kernels) -> float:
 def _attention_inputs(part: _Part, kernels: Kernels) -> float:
     """Copies of queries, keys and values that attention keeps."""
     d, f, stack = part.expert.width, kernels.attention, part.stack
-    if part.dense:
+    if part.stack.dense:
         return 0 if kernels.cuda or kernels.width == 4 else stack.tokens * 3 * d * f
     if kernels.packed:
         return (3 * stack.prefix + stack.rest + 2 * stack.keys) * d * f
@@ -246,7 +240,7 @@ def _attention_inputs(part: _Part, kernels: Kernels) -> float:
 
 def _attended(part: _Part, kernels: Kernels) -> float:
     """Results of attention and the logarithms of its sums."""
-    places = part.stack.tokens if part.dense or kernels.packed else part.stack.slots
+    places = part.stack.tokens if part.stack.dense or kernels.packed else part.stack.slots
     return places * (part.expert.width * kernels.attention + 4 * part.expert.heads)
 
 
@@ -257,11 +251,16 @@ def _plan(stack: Stack, kernels: Kernels) -> float:
     return float(stack.masks * kernels.attention + 8 * (stack.slots + stack.tokens))
 
 
+def _angles(shape: MMScaleConfig, stack: Stack) -> float:
+    """Cosines and sines of rotary positions, in fp32, which all layers of a stack share."""
+    return stack.tokens * 4.0 * shape.expert("image").head_size if shape.positions == "rotary" else 0.0
+
+
 def _heads(shape: MMScaleConfig, counts: Counts, w: int) -> float:
-    d, wanted = shape.hidden_size, counts.wanted
+    d = shape.hidden_size
     logits = counts.words * shape.vocab_size
     total = counts.words * (2 * d * w + 20) + (4 * logits if logits <= LOGITS_AT_ONCE else 0)
-    outputs = d if wanted.features else shape.patch_values
-    total += counts.patches * (2 * d * w + 4 * outputs)
-    total += (counts.pooled + counts.images + counts.captions) * 2 * d * w + (counts.images + counts.captions) * 8 * shape.projection_size
+    total += counts.patches * 2 * d * w + 4 * counts.predicted
+    embedded = counts.perceiving + counts.captions
+    total += (counts.pooled + embedded) * 2 * d * w + embedded * 8 * shape.projection_size
     return float(total)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmscale.modalities.modality import build_modalities
 from shards.configfile import need
 
 
@@ -90,6 +91,13 @@ class ModelConfig:
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """What of a block backward computes again. full: all, the memory of a block's input against about a third more time. selective: all
     but matrix products and attention, about half the memory of none against a few percent."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: tables of absolute positions. rotary: queries and keys are turned by (time, height, width) and by text positions."""
+    rotary_base: float = 10000.0
+    """rotary: ratio of the longest to the shortest wavelength (Su et al. 2021)."""
+    modalities: dict[str, Any] = field(default_factory=dict)
+    """What samples may have besides square images: name -> keys of a modality, such as {audio: {max_seconds: 5}}; `kind` says which. The
+    name of a part (`audio` is configs/modality/audio.yaml) stands for its keys. `image` here means images in their own aspect ratio."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     init_text_from: str | None = None
@@ -114,6 +122,44 @@ class ModelConfig:
             self.image.pooling == "attention" or self.image.leading_tokens > 0,
             "`model.image.pooling=cls` reads the first leading token, and model.image.leading_tokens is 0. "
             "Set model.image.pooling=attention or leading_tokens to 1.",
+        )
+        self._check_positions({"hidden_size / num_heads": self.hidden_size // self.num_heads, "that of model.text": width // heads})
+        self._check_modalities()
+
+    def _check_positions(self, head_sizes: Mapping[str, int]) -> None:
+        if self.positions == "learned":
+            return
+        for name, size in head_sizes.items():
+            need(
+                size % 2 == 0 and size >= 6,
+                f"`model.positions=rotary` needs heads of an even width of at least 6, a pair for each axis; {name} is {size}.",
+            )
+        need(self.rotary_base > 1, f"`model.rotary_base` must be above 1; got {self.rotary_base}.")
+        need(
+            self.init_text_from is None and self.init_image_from is None,
+            "`model.init_text_from` and `model.init_image_from` are checkpoints with learned positions. Set model.positions to learned.",
+        )
+
+    def _check_modalities(self) -> None:
+        modalities, tower = build_modalities(self), self.image
+        need(
+            not modalities or tower.pooling == "cls",
+            "`model.image.pooling=attention` gathers from all tokens of a square image; of items in model.modalities only the [CLS] is "
+            "read. Set model.image.pooling=cls and model.image.leading_tokens=1, or leave model.modalities empty.",
+        )
+        native = modalities.get("image")
+        if native is None:
+            return
+        need(
+            tower.leading_tokens == 1 and not tower.embedding_norm,
+            "`model.modalities.image`: images in their own shape have one [CLS] and no norm after their embedding. Set "
+            "model.image.leading_tokens=1 and model.image.embedding_norm=false, or leave model.modalities.image out.",
+        )
+        other = [key for key in ("patch_size", "image_size", "image_mean", "image_std") if getattr(native, key) != getattr(self, key)]
+        need(
+            self.init_image_from is None or not other,
+            f"`model.init_image_from` starts images of model.{', model.'.join(other)}; model.modalities.image has its own. Leave "
+            f"{', '.join(other)} out there.",
         )
 
 

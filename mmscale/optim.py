@@ -13,8 +13,10 @@ from torch import nn
 from mmscale.config import OptimizerConfig
 from shards.errors import ConfigError
 
-_STACK = re.compile(r"(?:^|\.)(\w+)_layers\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:^|\.)(\w+)_embedding\.")
+_STACK = re.compile(r"(?:^|\.)(\w+)_layers\.(?:[a-zA-Z_]\w*\.)?(\d+)\.")
+_EMBEDDING = re.compile(r"(?:^|\.)(\w+)_embeddings?\.")
+_BELOW = {"patch": "image"}
+"""The stack above an embedding where it has another name: all perception experts are as deep as that of images."""
 
 
 def matching(model: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
@@ -65,7 +67,7 @@ def distances(names: Sequence[str]) -> dict[str, int]:
         if place:
             found[name] = (0 if place[1] == "fusion" else fused) + sizes[place[1]] - int(place[2])
         else:
-            found[name] = fused + sizes.get(embedding[1], 0) + 1 if embedding else 0
+            found[name] = fused + sizes.get(_BELOW.get(embedding[1], embedding[1]), 0) + 1 if embedding else 0
     return found
 
 

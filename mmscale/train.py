@@ -96,13 +96,13 @@ def open_loader(run: Run, state: RunState | None) -> StepLoader:
 
 def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRequest) -> list[Hook]:
     """Build the hooks in the order in which they run, and print what was derived."""
-    shape, wanted = run.trainee.model.config, Wanted.of(run.objectives)
+    shape, modalities, wanted = run.trainee.model.config, run.trainee.model.modalities, Wanted.of(run.objectives)
 
     def forward_flops(batch: Batch) -> float:
-        return flops.forward_flops(shape, count(shape, batch, wanted))
+        return flops.forward_flops(shape, count(shape, batch, wanted, modalities))
 
     if run.world.is_first:
-        logger.info("%s", _description(run, [count(shape, b, wanted) for b in first.host]))
+        logger.info("%s", _description(run, [count(shape, b, wanted, modalities) for b in first.host]))
     step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
     names, skipped = [o.name for o in run.objectives], (state.skipped, state.skipped_in_a_row) if state else (0, 0)
     guard = GuardHook(run.folder, config.guard, run.world, run.group, names, already=skipped, resumed_at=step)

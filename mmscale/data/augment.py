@@ -52,7 +52,7 @@ def apply(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.flo
     """Augment an image by numbers already drawn: move and zoom, mirror and turn, then colour.
 
     Args:
-        image: (S, S, 3) uint8.
+        image: (H, W, 3) uint8; a quarter turn (`dihedral`) of one that is not square exchanges its sides.
         config: which changes, and how strong.
         draws: (DRAWS,) numbers in (0, 1).
     """
@@ -108,20 +108,21 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 def _move(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Shift and zoom; what comes in from outside repeats the border."""
-    side = image.shape[0]
+    height, width = image.shape[:2]
     shift_x, shift_y = (int(draws[i] * (2 * config.shift + 1)) - config.shift for i in (_SHIFT_X, _SHIFT_Y))
     zoom = 1 + config.scale * _signed(draws[_SCALE])
-    margin = max(0, int(np.ceil(side * (1 / zoom - 1) / 2))) + 1 if config.scale > 0 else 0
+    margin = max(0, int(np.ceil(max(height, width) * (1 / zoom - 1) / 2))) + 1 if config.scale > 0 else 0
     if not (margin or shift_x or shift_y):
         return image
-    span = np.arange(-margin, side + margin)
-    rows, columns = (np.clip(span - shift, 0, side - 1) for shift in (shift_y, shift_x))
+    rows = np.clip(np.arange(-margin, height + margin) - shift_y, 0, height - 1)
+    columns = np.clip(np.arange(-margin, width + margin) - shift_x, 0, width - 1)
     moved: NDArray[np.uint8] = image[rows][:, columns]
     if not margin:
         return moved
-    middle, half = margin + side / 2, side / zoom / 2
-    box = (middle - half, middle - half, middle + half, middle + half)
-    return np.asarray(Image.fromarray(moved).resize((side, side), Image.Resampling.BILINEAR, box=box))
+    centre = (margin + width / 2, margin + height / 2)
+    half = (width / zoom / 2, height / zoom / 2)
+    box = (centre[0] - half[0], centre[1] - half[1], centre[0] + half[0], centre[1] + half[1])
+    return np.asarray(Image.fromarray(moved).resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
 def _recolour(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:

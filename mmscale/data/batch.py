@@ -1,6 +1,7 @@
 """What one micro-batch of one rank holds. Ragged text is concatenated, never padded; image-free and text-free rows are normal.
 
 Shape letters: M samples, N images, S sequences of a text stream, T tokens of a text stream, P patches an image, G group size.
+Of a patch stream: S items, T patches, C numbers in a patch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,24 @@ class TextStream:
 
 
 @dataclass(slots=True)
+class PatchStream:
+    """Ragged patches of one modality, concatenated item after item; an item is what a sample has of the modality."""
+
+    values_TC: Tensor
+    """uint8 RGB laid out (colour, ...), or float32."""
+    cu_seqlens_S1: Tensor
+    """int32 offsets, S + 1 of them, from 0 to T."""
+    rows_S: Tensor
+    """int64 row in [0, M) of the sample each item belongs to; strictly increasing."""
+    coordinates_T3: Tensor
+    """int64 place (time, height, width) of each patch in its item's grid."""
+    grids_S3: Tensor
+    """int64 patches of each item along time, height and width, before any were dropped."""
+    mask_T: Tensor
+    """bool: True where masked modelling hides a patch."""
+
+
+@dataclass(slots=True)
 class Batch:
     """One micro-batch of one rank."""
 
@@ -58,11 +77,30 @@ class Batch:
     """Task targets, one entry a sample (M,): `label` int64, IGNORE where the sample has none."""
     fields: list[dict[str, Any]] = field(default_factory=list)
     """The samples' json fields plus `captions`, for evaluation; empty in training."""
+    streams: dict[str, PatchStream] = field(default_factory=dict)
+    """What samples have of the modalities in `model.modalities`, in the order in which a sample's items follow one another."""
+    kept_NK: Tensor | None = None
+    """int64 patches of each image that the model sees, ascending; None for all. With it `patch_mask_NP` is about these, K of them."""
 
     @property
     def size(self) -> int:
         """M, the number of samples."""
         return len(self.keys)
+
+    @property
+    def perception_rows_N(self) -> Tensor:
+        """int64 rows of the samples that have an image or an item of another modality; strictly increasing."""
+        if not self.streams:
+            return self.image_rows_N
+        has_M = torch.zeros(self.size, dtype=torch.bool, device=self.image_rows_N.device)
+        has_M[torch.cat([self.image_rows_N, *(stream.rows_S for stream in self.streams.values())])] = True
+        return has_M.nonzero().squeeze(1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the texts and patches that the model sees."""
+        patches = sum(stream.mask_T.numel() for stream in self.streams.values())
+        return self.caption.ids_T.numel() + self.text.ids_T.numel() + self.patch_mask_NP.numel() + patches
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """Copy every tensor to a device."""
@@ -85,8 +123,8 @@ class Batch:
         def convert(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return function(value)
-            if isinstance(value, TextStream):
-                return TextStream(**{f.name: function(getattr(value, f.name)) for f in fields(value)})
+            if isinstance(value, (TextStream, PatchStream)):
+                return type(value)(**{f.name: function(getattr(value, f.name)) for f in fields(value)})
             if isinstance(value, dict):
                 return {k: convert(v) for k, v in value.items()}
             return value

@@ -7,12 +7,18 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmscale.data.arena import Bytes
 from mmscale.data.batch import Batch
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import Place, ShardDataset
 from mmscale.data.example import Example
+from mmscale.data.packing import ALIGNMENT
 from mmscale.data.statistics import READ_TOGETHER, Work
 from shards.errors import ConfigError
 
@@ -48,11 +54,27 @@ class Builder:
 
     def pixel_bytes(self, samples: int) -> int:
         """Bytes that the images of a micro-batch take at most."""
-        return samples * self.collator.image_size**2 * 3 if self.collator.plan.image else 0
+        return samples * self.collator.image_size**2 * 3 if self.collator.takes_squares else 0
+
+    def regions(self, samples: int, arena: Bytes) -> dict[str, NDArray[Any]]:
+        """The parts of an arena that patches of each modality are decoded into, behind the pixels: (samples, max_patches, values)."""
+        begin, found = self.pixel_bytes(samples), {}
+        for name, modality in self.collator.modalities.items():
+            begin = -(-begin // ALIGNMENT) * ALIGNMENT
+            shape, dtype = (samples, modality.max_patches, modality.values), np.dtype(modality.dtype)
+            end = begin + int(np.prod(shape)) * dtype.itemsize
+            found[name] = arena[begin:end].view(dtype).reshape(shape)
+            begin = end
+        return found
+
+    def decoded_bytes(self, samples: int) -> int:
+        """Bytes that images and patches are decoded into."""
+        sizes = [samples * m.max_patches * m.values * np.dtype(m.dtype).itemsize + ALIGNMENT for m in self.collator.modalities.values()]
+        return self.pixel_bytes(samples) + sum(sizes)
 
     def arena_bytes(self, samples: int) -> int:
         """Bytes that a micro-batch takes at most, all tensors together."""
-        return self.pixel_bytes(samples) + self.collator.batch_bytes(samples)
+        return self.decoded_bytes(samples) + self.collator.batch_bytes(samples)
 
     def submit(self, pool: ThreadPoolExecutor, chunks: int, places: Sequence[Place], arena: Bytes) -> Job:
         """Start building on the threads of a pool.
@@ -61,7 +83,7 @@ class Builder:
             pool: runs the chunks in the order of submission.
             chunks: how many parts the micro-batch is cut into.
             places: M of them, of `ShardDataset.places`.
-            arena: uint8, at least `pixel_bytes(M)` of it; the images are decoded into it.
+            arena: uint8, at least `decoded_bytes(M)` of it; images and patches are decoded into it.
         """
         job = Job(self, places, arena)
         job.start(pool, chunks)
@@ -73,10 +95,11 @@ class Job:
 
     def __init__(self, builder: Builder, places: Sequence[Place], arena: Bytes) -> None:
         side = builder.collator.image_size
-        samples = len(places) if builder.collator.plan.image else 0
+        samples = len(places) if builder.collator.takes_squares else 0
         self.builder = builder
         self.places = places
         self.pixels_MHHC = arena[: builder.pixel_bytes(samples)].reshape(samples, side, side, 3)
+        self.regions = builder.regions(len(places), arena)
         self.draws = builder.collator.augment_draws([position for position, _, _ in places])
         self.examples: list[Example | None] = [None] * len(places)
         self.futures: list[Future[Micro | None]] = []
@@ -118,13 +141,15 @@ class Job:
     def _fill(self, first: int, places: Sequence[Place]) -> None:
         """Read and decode the rows from `first` on."""
         dataset, collator = self.builder.dataset, self.builder.collator
-        wants_image, clock = collator.plan.image, time.perf_counter
+        wants_image, clock = collator.takes_squares, time.perf_counter
         begin = clock()
         samples = [dataset.fetch(place) for place in places]
         read = clock()
         for row, (place, sample) in enumerate(zip(places, samples, strict=True), first):
             out = self.pixels_MHHC[row] if wants_image else None
-            example = dataset.decode(place, sample, out, image=wants_image)
+            outs = {name: (collator.modalities[name], region[row]) for name, region in self.regions.items()}
+            change = partial(collator.change, draws=self.draws[row])
+            example = dataset.decode(place, sample, out, image=wants_image, modalities=outs, change=change)
             if out is not None and example.image is not None:
                 collator.augment_into(out, self.draws[row])
             self.examples[row] = example
@@ -134,5 +159,6 @@ class Job:
 
     def _assemble(self) -> Micro:
         examples = [e for e in self.examples if e is not None]
-        batch = self.builder.collator.assemble(examples, self.pixels_MHHC)
+        regions = {name: region.reshape(-1, region.shape[-1]) for name, region in self.regions.items()}
+        batch = self.builder.collator.assemble(examples, self.pixels_MHHC, regions)
         return Micro(batch, [(e.position, e.key, e.error) for e in examples if e.error is not None], self.work)

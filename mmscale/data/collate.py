@@ -5,7 +5,7 @@ Shape letters: M samples, N images, S sequences of a stream, T tokens of a strea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from mmscale.config import RunConfig
 from mmscale.data.augment import apply, draws_for, follows, is_active, rewrite
-from mmscale.data.batch import IGNORE, Batch, TextStream
+from mmscale.data.batch import IGNORE, Batch, PatchStream, TextStream
 from mmscale.data.example import Example
 from mmscale.data.keyed import Purpose, uniform
 from mmscale.data.labels import label_of
+from mmscale.data.patches import BYTES_A_PATCH, BYTES_AN_ITEM, Chooser, gather_stream
 from mmscale.data.plan import StreamPlan
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.data_config import AugmentConfig
+from mmscale.modalities.modality import Modality, build_modalities
 
 _CAPTION, _TEXT, _FUSE, _IMAGE = range(4)
 """Columns of the Purpose.CHOICE draws: which caption; whether the text stream, fusion and image masking take the sample."""
@@ -55,6 +57,8 @@ class Collator:
     """Label to class."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation; its default changes nothing."""
+    modalities: dict[str, Modality] = field(default_factory=dict)
+    """What is read besides square images, in the order of a sample's items."""
     training: bool = True
     """False: the first caption instead of a drawn one, and the samples' fields go along."""
     ordinary_ids: NDArray[np.int64] = field(init=False, repr=False, compare=False)
@@ -90,8 +94,14 @@ class Collator:
             pad_captions=config.data.pad_captions,
             labels={label: i for i, label in enumerate(vocabulary or ())},
             augment=config.data.augment if training else AugmentConfig(),
+            modalities=build_modalities(config.model) if config.data.image else {},
             training=training,
         )
+
+    @property
+    def takes_squares(self) -> bool:
+        """Whether images go in as squares of one size."""
+        return self.plan.image and "image" not in self.modalities
 
     @property
     def patches(self) -> int:
@@ -106,7 +116,8 @@ class Collator:
             if example.image is not None:
                 pixels_MHHC[i] = example.image
                 self.augment_into(pixels_MHHC[i], draws[i])
-        return self.assemble(examples, pixels_MHHC)
+        regions = {name: np.empty((len(examples) * m.max_patches, m.values), m.dtype) for name, m in self.modalities.items()}
+        return self.assemble(examples, pixels_MHHC, regions)
 
     def augment_draws(self, positions: Sequence[int]) -> NDArray[np.float64]:
         """Draw the augmentation of a micro-batch: (M, draws), or (M, 0) where nothing is augmented."""
@@ -118,20 +129,29 @@ class Collator:
         if draws.size:
             image_HHC[...] = apply(image_HHC, self.augment, draws)
 
-    def assemble(self, examples: Sequence[Example], pixels_MHHC: NDArray[np.uint8]) -> Batch:
+    def change(self, picture_HWC: NDArray[np.uint8], draws: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Augment a picture of any shape. Threads may call this at once."""
+        return apply(picture_HWC, self.augment, draws) if draws.size else picture_HWC
+
+    def assemble(
+        self, examples: Sequence[Example], pixels_MHHC: NDArray[np.uint8], regions: Mapping[str, NDArray[Any]] | None = None
+    ) -> Batch:
         """Build the batch of examples whose images, augmented, lie in the rows of one array.
 
         Args:
             examples: M of them.
             pixels_MHHC: (M, H, H, 3) uint8. Row i is the image of example i where it has one; images are moved together in place, and
                 the batch's pixels are a (channels-last) view of it.
+            regions: memory of each modality's patches, (M * max_patches, values), where there are modalities; items that lie in it are moved together, and the
+                streams' values are views of it.
         """
         positions_M = np.array([e.position for e in examples], dtype=np.int64)
         choice_M4 = uniform(self.seed, positions_M, Purpose.CHOICE, 4)
-        image_rows_N = [i for i, e in enumerate(examples) if e.image is not None] if self.plan.image else []
+        image_rows_N = [i for i, e in enumerate(examples) if e.image is not None] if self.takes_squares else []
         for target, row in enumerate(image_rows_N):
             if target != row:
                 pixels_MHHC[target] = pixels_MHHC[row]
+        kept_NK = self._kept(positions_M[image_rows_N])
         follow = self._follow(examples, positions_M)
         encoded = {name: self._encode(examples, name, choice_M4, follow) for name in {self.plan.caption, self.plan.text}}
         return Batch(
@@ -140,7 +160,15 @@ class Collator:
             keys=[e.key for e in examples],
             pixels_NCHW=torch.from_numpy(pixels_MHHC[: len(image_rows_N)]).permute(0, 3, 1, 2),
             image_rows_N=torch.tensor(image_rows_N, dtype=torch.int64),
-            patch_mask_NP=torch.from_numpy(self._patch_mask(positions_M[image_rows_N], choice_M4[image_rows_N])),
+            patch_mask_NP=torch.from_numpy(
+                self._chooser("image").hidden(
+                    positions_M[image_rows_N],
+                    choice_M4[image_rows_N, _IMAGE] < self.plan.patch_mask_fraction,
+                    self.patches if kept_NK is None else kept_NK.shape[1],
+                )
+            ),
+            kept_NK=None if kept_NK is None else torch.from_numpy(kept_NK),
+            streams=self._streams(examples, positions_M, choice_M4, regions or {}),
             caption=self._caption_stream(encoded[self.plan.caption], choice_M4),
             text=self._text_stream(encoded[self.plan.text], positions_M, choice_M4),
             gumbel_MG=torch.from_numpy(self._gumbel(positions_M)),
@@ -152,14 +180,36 @@ class Collator:
         """Bound the bytes of a batch's tensors, its pixels left out."""
         stream = 16 * self.max_text_tokens + 16
         sample = 2 * stream + 32 + self.patches + 4 * self._group(samples)
-        return samples * sample + 4096
+        sample += 8 * self.patches if "image" in self.plan.keep else 0
+        sample += sum(BYTES_A_PATCH * m.max_patches + BYTES_AN_ITEM for m in self.modalities.values())
+        return samples * sample + 4096 * (1 + len(self.modalities))
+
+    def _chooser(self, name: str) -> Chooser:
+        return Chooser(name, self.seed, self.plan.keep.get(name), self.plan.patch_mask)
+
+    def _kept(self, positions_N: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Patches kept of each square image. Positions of a step share their part; of others the first one's counts."""
+        chooser = self._chooser("image")
+        if not len(positions_N) or chooser.keeps_all(int(positions_N[0])):
+            return None
+        return chooser.kept(positions_N, self.patches)
+
+    def _streams(
+        self,
+        examples: Sequence[Example],
+        positions_M: NDArray[np.int64],
+        choice_M4: NDArray[np.float64],
+        regions: Mapping[str, NDArray[Any]],
+    ) -> dict[str, PatchStream]:
+        chosen_M = choice_M4[:, _IMAGE] < self.plan.patch_mask_fraction
+        return {n: gather_stream(self._chooser(n), examples, positions_M, chosen_M, regions[n]) for n in self.modalities}
 
     def _follow(self, examples: Sequence[Example], positions_M: NDArray[np.int64]) -> Follow:
         """How words follow the augmentation of each sample's image."""
         if not follows(self.augment):
             return lambda row, text: text
         draws = self.augment_draws(positions_M.tolist())
-        return lambda row, text: text if examples[row].image is None else rewrite(text, self.augment, draws[row])
+        return lambda row, text: rewrite(text, self.augment, draws[row]) if _is_seen(examples[row]) else text
 
     def _encode(self, examples: Sequence[Example], name: str | None, choice_M4: NDArray[np.float64], follow: Follow) -> Encoded:
         """Encode one text of each sample that has the field, the same one for both streams."""
@@ -210,17 +260,6 @@ class Collator:
         ids_T[random_T] = self.ordinary_ids[(draws_T4[random_T, 2] * len(self.ordinary_ids)).astype(np.int64)]
         return labels_T
 
-    def _patch_mask(self, positions_N: NDArray[np.int64], choice_N4: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Hide the same number of patches of each chosen image."""
-        mask_NP = np.zeros((len(positions_N), self.patches), dtype=bool)
-        hidden = round(self.plan.patch_mask * self.patches)
-        chosen_N = choice_N4[:, _IMAGE] < self.plan.patch_mask_fraction
-        if hidden and chosen_N.any():
-            draws_NP = uniform(self.seed, positions_N, Purpose.PATCH_MASK, self.patches)
-            np.put_along_axis(mask_NP, np.argsort(draws_NP, axis=1, kind="stable")[:, :hidden], True, axis=1)
-            mask_NP &= chosen_N[:, None]
-        return mask_NP
-
     def _gumbel(self, positions_M: NDArray[np.int64]) -> NDArray[np.float32]:
         draws_MG = uniform(self.seed, positions_M, Purpose.GUMBEL, self._group(len(positions_M)))
         return (-np.log(-np.log(draws_MG))).astype(np.float32)
@@ -234,6 +273,11 @@ class Collator:
         labels = [label_of(e.fields.get(self.plan.label)) for e in examples]
         found: list[Any] = [label and follow(row, label) for row, label in enumerate(labels)]
         return {"label": torch.tensor([self.labels.get(label, IGNORE) for label in found], dtype=torch.int64)}
+
+
+def _is_seen(example: Example) -> bool:
+    """Whether it has a picture that augmentation changes."""
+    return example.image is not None or any(patches.values_PC.dtype == np.uint8 for patches in example.items.values())
 
 
 def _concatenate(sequences: Encoded) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:

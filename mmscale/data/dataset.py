@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from mmscale.data.decode import decode_image
-from mmscale.data.example import Example
+from mmscale.data.example import Example, Patches
+from mmscale.modalities.modality import Change, Modality
 from shards.errors import SampleError
 from shards.joined import JoinedReader
 from shards.mixture import MixedOrder
@@ -117,7 +119,16 @@ class ShardDataset(Dataset[Example]):
         _, shard, row = place
         return self.reader[shard, row]
 
-    def decode(self, place: Place, sample: Sample, out: NDArray[np.uint8] | None = None, *, image: bool = True) -> Example:
+    def decode(
+        self,
+        place: Place,
+        sample: Sample,
+        out: NDArray[np.uint8] | None = None,
+        *,
+        image: bool = True,
+        modalities: Mapping[str, tuple[Modality, NDArray[Any]]] | None = None,
+        change: Change = lambda picture: picture,
+    ) -> Example:
         """Decode the sample of a place.
 
         Args:
@@ -125,6 +136,8 @@ class ShardDataset(Dataset[Example]):
             sample: what lies there.
             out: (image_size, image_size, 3) uint8 that the image is decoded into.
             image: False leaves the image undecoded and out.
+            modalities: those that are read, by name, each with the memory its patches are written into.
+            change: augmentation of the modalities' pictures.
 
         Returns:
             The sample; one that does not decode comes with weight 0 and its error.
@@ -135,6 +148,11 @@ class ShardDataset(Dataset[Example]):
             pixels = None if part is None else decode_image(
                 *part, self.image_size, short_side=self.short_side, key=sample.key, out=out
             )
-            return Example(position, sample.key, 1.0, pixels, sample.captions(), sample.fields())
+            items = {}
+            for name, (modality, out_PC) in (modalities or {}).items():
+                grid = modality.read(sample, out_PC, change)
+                if grid is not None:
+                    items[name] = Patches(out_PC[: grid[0] * grid[1] * grid[2]], grid)
+            return Example(position, sample.key, 1.0, pixels, sample.captions(), sample.fields(), items=items)
         except SampleError as e:
             return Example(position, sample.key, weight=0.0, error=f"{e.reason}: {e.detail}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
@@ -15,6 +16,9 @@ from shards.errors import SampleError
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused from their header, before any memory is taken (Pillow's own limit)."""
+
+Fit = Callable[[int, int], tuple[int, int]]
+"""(height, width) to (height, width), in pixels."""
 
 _JPEG = frozenset({"jpg", "jpeg"})
 _ORIENTATION = 0x0112
@@ -66,6 +70,44 @@ def decode_image(
         if pixels is not None:
             return pixels
     return _decode_pillow(data, size, short_side, key, out)
+
+
+def decode_fitted(extension: str, data: bytes, fit: Fit, *, key: str = "") -> NDArray[np.uint8]:
+    """Decode an image to RGB in the size that is chosen from its own; otherwise as `decode_image`.
+
+    Args:
+        extension: of the part, without the leading dot.
+        data: the encoded bytes.
+        fit: (height, width) of the upright image to those of the result, in pixels.
+        key: the sample's key, for the error.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        SampleError: the bytes are no image, or a truncated or huge one.
+    """
+    if extension.rpartition(".")[2].lower() in _JPEG:
+        try:
+            height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(width, height, key)
+            if colour not in ("CMYK", "YCCK") and not _is_rotated(data):
+                rows, columns = fit(height, width)
+                pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=columns)
+                return _scaled(Image.fromarray(pixels), rows, columns)
+        except ValueError:
+            pass  # Pillow has a look
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.width, image.height, key)
+            upright = _to_rgb(ImageOps.exif_transpose(image))
+            return _scaled(upright, *fit(upright.height, upright.width))
+    except _PILLOW_FAULTS as e:
+        raise SampleError(key, "undecodable", f"the image does not decode ({' '.join(str(e).split())})") from e
+
+
+def _scaled(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    return np.array(image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _decode_jpeg(

@@ -10,6 +10,16 @@ from numpy.typing import NDArray
 
 
 @dataclass(slots=True)
+class Patches:
+    """What a sample has of one modality."""
+
+    values_PC: NDArray[Any]
+    """Numbers of each patch, in the order (time, height, width)."""
+    grid: tuple[int, int, int]
+    """Patches along time, height and width."""
+
+
+@dataclass(slots=True)
 class Example:
     """One sample at its position: decoded, not augmented, not tokenized."""
 
@@ -27,6 +37,8 @@ class Example:
     """Its json."""
     error: str | None = None
     """Why it does not decode."""
+    items: dict[str, Patches] = field(default_factory=dict)
+    """What it has of the modalities that were asked for."""
 
     def texts(self, name: str) -> list[str]:
         """Return the texts of a field, blank ones left out: the captions for `caption`, else what the json holds, one or a list."""

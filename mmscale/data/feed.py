@@ -46,7 +46,7 @@ class ThreadFeed:
         self._builder = builder
         self._threads = max(1, threads)
         self._pin = pin
-        self._arenas = ArenaPool(builder.pixel_bytes(samples), allocate=page_locked if pin else pageable)
+        self._arenas = ArenaPool(builder.decoded_bytes(samples), allocate=page_locked if pin else pageable)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmscale-decode")
         self._jobs: deque[Job] = deque()
         self._meter = StoreMeter(builder.dataset.reader)

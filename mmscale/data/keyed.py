@@ -8,6 +8,7 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; const
 
 from __future__ import annotations
 
+import zlib
 from enum import IntEnum
 
 import numpy as np
@@ -27,6 +28,12 @@ class Purpose(IntEnum):
     TOKEN_MASK = 3
     PATCH_MASK = 4
     GUMBEL = 5
+    KEEP = 6
+
+
+def purpose_of(purpose: Purpose, modality: str) -> int:
+    """The stream of a purpose for one modality: its own, whatever other modalities there are; an image's is the purpose itself."""
+    return int(purpose) if modality == "image" else zlib.crc32(f"{int(purpose)}/{modality}".encode()) | 1 << 31
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
@@ -48,7 +55,7 @@ def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint
     return np.stack([c0, c1, c2, c3])
 
 
-def uniform(seed: int, positions: NDArray[np.int64], purpose: Purpose, count: int) -> NDArray[np.float64]:
+def uniform(seed: int, positions: NDArray[np.int64], purpose: int, count: int) -> NDArray[np.float64]:
     """Draw `count` numbers in the open interval (0, 1) for each position, in steps of 2^-32.
 
     Number i of a position does not depend on `count` or on the other positions.
@@ -56,7 +63,7 @@ def uniform(seed: int, positions: NDArray[np.int64], purpose: Purpose, count: in
     Args:
         seed: the run's seed; its low 64 bits are used.
         positions: (M,) global positions.
-        purpose: the stream.
+        purpose: the stream, a `Purpose` or what `purpose_of` gives.
         count: numbers a position.
 
     Returns:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmscale.data.batch import Batch, TextStream
+from mmscale.data.batch import Batch, PatchStream, TextStream
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Bytes that a tensor's place is a multiple of."""
 _STREAMS = ("caption", "text")
 _PLAIN = ("positions_M", "weights_M", "image_rows_N", "patch_mask_NP", "gumbel_MG")
 
@@ -26,20 +27,25 @@ class Packed:
     """(name, dtype, shape, offset in bytes)."""
     keys: list[str]
     fields: list[dict[str, Any]]
+    streams: list[str]
 
 
-def pack(batch: Batch, arena: Tensor, pixel_bytes: int) -> Packed:
-    """Copy every tensor but the pixels, which lie there already, into an arena behind its first `pixel_bytes`."""
+def pack(batch: Batch, arena: Tensor, decoded_bytes: int) -> Packed:
+    """Copy every tensor into an arena behind its first `decoded_bytes`, but for pixels and patches, which lie in these already."""
     places = []
-    offset = pixel_bytes
+    offset = decoded_bytes
     for name, tensor in _tensors(batch).items():
-        offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
+        at = tensor.data_ptr() - arena.data_ptr()
+        if name.endswith(".values_TC") and tensor.numel() and 0 <= at < decoded_bytes:
+            places.append((name, tensor.dtype, tuple(tensor.shape), at))
+            continue
+        offset = -(-offset // ALIGNMENT) * ALIGNMENT
         size = tensor.numel() * tensor.element_size()
         assert offset + size <= arena.numel(), f"{name} does not fit into its arena"
         arena[offset : offset + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         places.append((name, tensor.dtype, tuple(tensor.shape), offset))
         offset += size
-    return Packed(len(batch.image_rows_N), batch.pixels_NCHW.shape[-1], places, batch.keys, batch.fields)
+    return Packed(len(batch.image_rows_N), batch.pixels_NCHW.shape[-1], places, batch.keys, batch.fields, list(batch.streams))
 
 
 def unpack(packed: Packed, arena: Tensor) -> Batch:
@@ -50,6 +56,7 @@ def unpack(packed: Packed, arena: Tensor) -> Batch:
         found[name] = arena[offset : offset + size].view(dtype).view(shape)
     n, side = packed.images, packed.image_size
     caption, text = (TextStream(**{f.name: found[f"{s}.{f.name}"] for f in fields(TextStream)}) for s in _STREAMS)
+    streams = {s: PatchStream(**{f.name: found[f"streams.{s}.{f.name}"] for f in fields(PatchStream)}) for s in packed.streams}
     return Batch(
         positions_M=found["positions_M"],
         weights_M=found["weights_M"],
@@ -62,10 +69,14 @@ def unpack(packed: Packed, arena: Tensor) -> Batch:
         fields=packed.fields,
         pixels_NCHW=arena[: n * side * side * 3].view(n, side, side, 3).permute(0, 3, 1, 2),
         targets={name.removeprefix("targets."): t for name, t in found.items() if name.startswith("targets.")},
+        streams=streams,
+        kept_NK=found.get("kept_NK"),
     )
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
     streams = {f"{s}.{f.name}": getattr(getattr(batch, s), f.name) for s in _STREAMS for f in fields(TextStream)}
     targets = {f"targets.{name}": tensor for name, tensor in batch.targets.items()}
-    return {name: getattr(batch, name) for name in _PLAIN} | streams | targets
+    patches = {f"streams.{s}.{f.name}": getattr(stream, f.name) for s, stream in batch.streams.items() for f in fields(PatchStream)}
+    kept = {} if batch.kept_NK is None else {"kept_NK": batch.kept_NK}
+    return {name: getattr(batch, name) for name in _PLAIN} | streams | targets | patches | kept

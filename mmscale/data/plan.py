@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmscale.config import RunConfig
+from mmscale.data_config import Schedule, keep_schedules
 from shards.errors import ConfigError
 
 _LABEL_TASKS = ("classification", "vqa")
@@ -38,6 +39,8 @@ class StreamPlan:
     """Its width; None for the micro-batch."""
     label: str | None = None
     """Field of the label target; None for no target."""
+    keep: dict[str, Schedule] = field(default_factory=dict)
+    """Part of the patches kept, by modality; the others are seen whole."""
 
     @classmethod
     def from_config(cls, config: RunConfig, *, training: bool, has_mask: bool, has_labels: bool) -> StreamPlan:
@@ -83,6 +86,7 @@ class StreamPlan:
             matching=matching.weight > 0,
             matching_group=matching.group,
             label=config.data.label if with_label else None,
+            keep=keep_schedules(config.data.keep, {"image", *config.model.modalities}, config.train.global_batch) if training else {},
         )
 
 

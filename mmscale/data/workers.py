@@ -239,7 +239,7 @@ def _reply(builder: Builder, pool: ThreadPoolExecutor, threads: int, task: _Task
     if error is not None:
         return _Failure(error if _survives_pickling(error) else None, "".join(traceback.format_exception(error)))
     micro = job.result()
-    return _Reply(pack(micro.batch, torch.from_numpy(arena), builder.pixel_bytes(len(task.places))), micro.quarantined, micro.work)
+    return _Reply(pack(micro.batch, torch.from_numpy(arena), builder.decoded_bytes(len(task.places))), micro.quarantined, micro.work)
 
 
 def _survives_pickling(error: BaseException) -> bool:

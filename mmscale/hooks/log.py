@@ -113,7 +113,7 @@ class _Window:
     def add(self, info: StepInfo, flops: float) -> None:
         """Count a step in."""
         self.samples += sum(b.size for b in info.batch.host)
-        self.tokens += sum(b.caption.ids_T.numel() + b.text.ids_T.numel() + b.patch_mask_NP.numel() for b in info.batch.host)
+        self.tokens += sum(b.tokens for b in info.batch.host)
         self.flops += flops
         self.wait_s += info.batch.wait_s
         self.work += info.batch.work

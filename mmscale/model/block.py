@@ -5,6 +5,7 @@ Shape letters: T tokens, D hidden size, H heads, K width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -99,31 +100,36 @@ class UnimodalBlock(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """An upper layer: both experts, attention over sequences of image and text tokens."""
+    """An upper layer: all experts, attention over sequences of perception and text tokens."""
 
-    def __init__(self, config: MMScaleConfig) -> None:
+    def __init__(self, config: MMScaleConfig, others: Sequence[str] = ()) -> None:
         super().__init__()
-        self.perception = Expert(config, config.expert("image", fused=True))
+        shape = config.expert("image", fused=True)
+        self.perception = Expert(config, shape)
+        self.experts = nn.ModuleDict({name: Expert(config, shape) for name in others})
         self.text = Expert(config, config.expert("text", fused=True))
 
-    def forward(self, image_TD: Tensor, text_TD: Tensor, plan: Plan, rows: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """One layer over the buffer [image tokens; text tokens].
+    @property
+    def in_order(self) -> list[Expert]:
+        """The experts in the order of the buffer's parts."""
+        return [self.perception, *(e for e in self.experts.values() if isinstance(e, Expert)), self.text]
+
+    def forward(self, parts: tuple[Tensor, ...], plan: Plan, rows: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        """One layer over the buffer of all parts, one after the other.
 
         Args:
-            image_TD: image tokens.
-            text_TD: text tokens.
+            parts: (T, D) tokens of each expert: perception, those of modalities with their own, text.
             plan: how they attend.
-            rows: image rows and text rows that go on after attention, in that order; None for all. The last layer passes
-                those that a head reads: most tokens are only looked at there, so their feed-forward part is not computed.
+            rows: rows of each part that go on after attention; None for all. The last layer passes those that a head reads: most
+                tokens are only looked at there, so their feed-forward part is not computed.
         """
-        images = self.perception.project(image_TD)
-        texts = self.text.project(text_TD)
-        attended = plan.attend(*(torch.cat(pair) for pair in zip(images, texts, strict=True)))
-        image_att, text_att = attended.tensor_split([len(image_TD)])
+        projected = [expert.project(x_TD) for expert, x_TD in zip(self.in_order, parts, strict=True)]
+        joined = plan.attend(*(torch.cat(same) for same in zip(*projected, strict=True)))
+        attended = torch.split(joined, [len(x_TD) for x_TD in parts])
         if rows is not None:
-            image_TD, image_att = image_TD.index_select(0, rows[0]), image_att.index_select(0, rows[0])
-            text_TD, text_att = text_TD.index_select(0, rows[1]), text_att.index_select(0, rows[1])
-        return self.perception.combine(image_TD, image_att), self.text.combine(text_TD, text_att)
+            parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, rows, strict=True))
+            attended = tuple(x_THK.index_select(0, r) for x_THK, r in zip(attended, rows, strict=True))
+        return tuple(expert.combine(*pair) for expert, *pair in zip(self.in_order, parts, attended, strict=True))
 
 
 def run_block(block: nn.Module, recompute: str, *inputs: Any) -> Any:

@@ -27,6 +27,9 @@ SHAPE_KEYS = (
     "dropout",
     "layer_norm_eps",
     "activation_checkpointing",
+    "positions",
+    "rotary_base",
+    "modalities",
 )
 """Keys taken over from the `model` section of a stage file, besides its `text` and `image`."""
 
@@ -45,6 +48,11 @@ class ExpertShape:
     """Epsilon of the norms."""
     post_norm: bool
     """Norms follow the residual sums."""
+
+    @property
+    def head_size(self) -> int:
+        """K, width of a head."""
+        return self.width // self.heads
 
 
 class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -70,6 +78,9 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     activation_checkpointing: str | bool = "none"
     text: dict[str, Any] | None = None
     image: dict[str, Any] | None = None
+    positions: str = "learned"
+    rotary_base: float = 10000.0
+    modalities: dict[str, dict[str, Any]] | None = None
     vocab_size: int = 1000
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

@@ -26,6 +26,12 @@ def patchify(pixels_NCHW: Tensor, patch: int) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // patch) * (w // patch), c * patch * patch)
 
 
+def kept_patches(pixels_NCHW: Tensor, patch: int, kept_NK: Tensor | None) -> Tensor:
+    """Patches of images as `patchify` gives them, those of `kept_NK` alone where it is given; (N, K, C)."""
+    values_NPC = patchify(pixels_NCHW, patch)
+    return values_NPC if kept_NK is None else values_NPC.gather(1, kept_NK[..., None].expand(-1, -1, values_NPC.shape[-1]))
+
+
 def standardize(values_NPC: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Turn the bytes of patches into (value / 255 - mean) / std, colour by colour."""
     colours = zip(values_NPC.chunk(3, dim=-1), mean, std, strict=True)
@@ -63,36 +69,40 @@ class ImageEmbedding(nn.Module):
         self.leading = tower.leading_tokens
         self.cls_token = nn.Parameter(torch.empty(1, self.leading, config.hidden_size)) if self.leading else None
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size))
+        learned = config.positions == "learned"
+        self.positions = nn.Parameter(torch.empty(config.image_tokens, config.hidden_size)) if learned else None
         self.norm: nn.Module = nn.LayerNorm(config.hidden_size, eps=shape.eps) if tower.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor, kept_NK: Tensor | None = None) -> Tensor:
         """Embed all images, then once more those with hidden patches.
 
         Args:
             pixels_NCHW: uint8.
             mask_NP: bool, True where a patch is hidden.
             hidden: int64 indexes of the images that are embedded once more, with their hidden patches replaced.
+            kept_NK: int64 patches of each image that are embedded; None for all. `mask_NP` is about these.
 
         Returns:
             (N + len(hidden), L, D).
         """
-        values_NPC = standardize(patchify(pixels_NCHW, self.patch_size), self.mean, self.std, self.patch_weight.dtype)
+        values_NPC = standardize(kept_patches(pixels_NCHW, self.patch_size, kept_NK), self.mean, self.std, self.patch_weight.dtype)
         x_NPD = F.linear(values_NPC, self.patch_weight, self.patch_bias)
         masked = torch.where(mask_NP[hidden, :, None], self.mask_token, x_NPD.index_select(0, hidden))
         x_NPD = torch.cat([x_NPD, masked])
-        if self.cls_token is None:
-            x_NLD = x_NPD + self.positions
-        else:
-            cls_NKD = (self.cls_token + self.positions[: self.leading]).expand(len(x_NPD), -1, -1)
-            x_NLD = torch.cat([cls_NKD, x_NPD + self.positions[self.leading :]], dim=1)
+        cls_1KD: Tensor | None = self.cls_token
+        if self.positions is not None:
+            places = self.positions[self.leading :]
+            x_NPD = x_NPD + (places if kept_NK is None else places[torch.cat([kept_NK, kept_NK[hidden]])])
+            cls_1KD = None if cls_1KD is None else cls_1KD + self.positions[: self.leading]
+        x_NLD = x_NPD if cls_1KD is None else torch.cat([cls_1KD.expand(len(x_NPD), -1, -1), x_NPD], dim=1)
         embedded: Tensor = self.dropout(self.norm(x_NLD))
         return embedded
 
 
 class TextEmbedding(nn.Module):
-    """Word and position tables, and, unless `text.embedding_norm` is off, a norm after their sum (Devlin et al. 2019).
+    """Word and position tables, and, unless `text.embedding_norm` is off, a norm after their sum (Devlin et al. 2019);
+    words alone where positions are rotary.
 
     The norm lets the tables be small, so that a rare word learns fast, while the residual stream starts as large as what layers add to it.
     """
@@ -101,11 +111,14 @@ class TextEmbedding(nn.Module):
         super().__init__()
         shape = config.expert("text")
         self.words = nn.Embedding(config.vocab_size, shape.width)
-        self.positions = nn.Embedding(config.max_text_tokens, shape.width)
+        self.positions = nn.Embedding(config.max_text_tokens, shape.width) if config.positions == "learned" else None
         self.norm: nn.Module = nn.LayerNorm(shape.width, eps=shape.eps) if config.text_tower.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids_T: Tensor, offsets_T: Tensor) -> Tensor:
         """Embed tokens, given each one's offset in its sequence; (T, D)."""
-        embedded: Tensor = self.dropout(self.norm(self.words(ids_T) + self.positions(offsets_T)))
+        x_TD: Tensor = self.words(ids_T)
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(offsets_T)
+        embedded: Tensor = self.dropout(self.norm(x_TD))
         return embedded

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmscale.data.batch import Batch
-from mmscale.model.attention import dense_plan
+from mmscale.model.percepts import Percepts
+from mmscale.model.positions import RotaryPlan, Rotation, rotation, text_coordinates
+from mmscale.model.sequences import Entry, Sequences, arrange, gather_parts, text_starts
 from shards.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 
 class CachedDecoder:
-    """Decodes one token at a time for every image of a batch.
+    """Decodes one token at a time for every image (or sample with another item) of a batch.
 
     Args:
         model: in evaluation mode.
@@ -41,21 +43,50 @@ class CachedDecoder:
         self.model, self.beams, self.length = model, beams, 0
         config = model.config
         self.image_keys: list[tuple[Tensor, Tensor]] = []
+        self.seen_BL: Tensor | None = None
         self._read_images(batch)
-        weight, rows = model.language_head.weight, len(batch.image_rows_N) * beams
+        weight, rows = model.language_head.weight, len(self.start_B)
         shapes = [config.expert("text")] * config.lower_layers("text") + [config.expert("text", fused=True)] * config.fusion_layers
-        self.cache = [(weight.new_empty(s), weight.new_empty(s)) for s in ((rows, e.heads, longest, e.width // e.heads) for e in shapes)]
+        self.cache = [(weight.new_empty(s), weight.new_empty(s)) for s in ((rows, e.heads, longest, e.head_size) for e in shapes)]
 
     def _read_images(self, batch: Batch) -> None:
-        """Run the images through both stacks; keep their keys and values in the fusion layers, (B, H, L, K) each."""
-        x_NLD = self.model.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, batch.image_rows_N[:0])
-        plan, (n, length, _) = dense_plan(len(x_NLD), x_NLD.shape[1]), x_NLD.shape
-        x_TD = x_NLD.flatten(0, 1)
-        for expert in self.model.perception_experts():
-            q, k, v = expert.project(x_TD)
-            pair = (x.reshape(n, length, *x.shape[1:]).transpose(1, 2).repeat_interleave(self.beams, 0) for x in (k, v))
+        """Run the images through both stacks; keep their keys and values in the fusion layers, (B, H, L, K) each.
+
+        Units of several lengths are padded to the longest; `seen_BL` is then 0 where there is a token and -inf elsewhere.
+        """
+        model = self.model
+        percepts = model.lay_out(batch)
+        unit_N = torch.arange(len(percepts.rows_U), device=percepts.rows_U.device)
+        self.start_B = text_starts(percepts, unit_N).repeat_interleave(self.beams, 0)
+        states = model.lower_perception(batch, percepts)
+        alone = Entry(unit_N, torch.full_like(unit_N, -1))
+        seqs = arrange([alone], unit_N.new_zeros(1), percepts, model.config, states[0].dtype)
+        parts = gather_parts(states, percepts, seqs.gathers)
+        sizes, rows_NL = [len(x_TD) for x_TD in parts], self._rows(percepts, seqs)
+        for experts in model.perception_experts():
+            projected = [expert.project(x_TD) for expert, x_TD in zip(experts, parts, strict=True)]
+            q, k, v = (torch.cat(same) for same in zip(*projected, strict=True))
+            turned = seqs.plan.rotation.turn(k) if isinstance(seqs.plan, RotaryPlan) else k
+            pair = (x[rows_NL].transpose(1, 2).repeat_interleave(self.beams, 0) for x in (turned, v))
             self.image_keys.append((next(pair), next(pair)))
-            x_TD = expert.combine(x_TD, plan.attend(q, k, v))
+            attended = torch.split(seqs.plan.attend(q, k, v), sizes)
+            parts = [expert.combine(*both) for expert, *both in zip(experts, parts, attended, strict=True)]
+
+    def _rows(self, percepts: Percepts, seqs: Sequences) -> Tensor:
+        """Buffer rows of each unit's tokens, (N, L), padded by row 0."""
+        lengths = [part.lengths(seqs.unit_S) for part in percepts.parts]
+        total_N = torch.stack(lengths).sum(0)
+        place_L = torch.arange(int(total_N.max()), device=total_N.device)
+        rows_NL, before_N = torch.zeros(len(total_N), len(place_L), dtype=torch.int64, device=total_N.device), torch.zeros_like(total_N)
+        for first_N, length_N in zip(seqs.first_rows, lengths, strict=True):
+            inside = (place_L >= before_N[:, None]) & (place_L < (before_N + length_N)[:, None])
+            rows_NL = torch.where(inside, (first_N - before_N)[:, None] + place_L, rows_NL)
+            before_N = before_N + length_N
+        seen_NL = place_L < total_N[:, None]
+        if not bool(seen_NL.all()):
+            bias_NL = torch.zeros_like(seen_NL, dtype=self.model.language_head.weight.dtype).masked_fill(~seen_NL, float("-inf"))
+            self.seen_BL = bias_NL.repeat_interleave(self.beams, 0)
+        return rows_NL
 
     def step(self, ids_B: Tensor, origin_B: Tensor) -> Tensor:
         """Append a token to the hypotheses named by `origin_B`; log-probabilities of the next, fp32 (B, V)."""
@@ -63,32 +94,52 @@ class CachedDecoder:
             for keys, values in self.cache:
                 keys[:, :, : self.length] = keys[origin_B, :, : self.length]
                 values[:, :, : self.length] = values[origin_B, :, : self.length]
-        model = self.model
-        x_BD = model.text_embedding(ids_B, torch.full_like(ids_B, self.length))
-        lower = model.config.lower_layers("text")
-        experts = model.text_experts()
+        model, offset_B = self.model, torch.full_like(ids_B, self.length)
+        x_BD = model.text_embedding(ids_B, offset_B)
+        lower, experts = model.config.lower_layers("text"), model.text_experts()
+        turn = self._rotation(offset_B, fused=False)
         for expert, cache in zip(experts[:lower], self.cache[:lower], strict=True):
-            x_BD = self._layer(expert, x_BD, cache, None)
+            x_BD = self._layer(expert, x_BD, cache, None, turn)
         x_BD = model.text_bridge(x_BD)
+        turn = self._rotation(offset_B + self.start_B, fused=True)
         for expert, cache, image in zip(experts[lower:], self.cache[lower:], self.image_keys, strict=True):
-            x_BD = self._layer(expert, x_BD, cache, image)
+            x_BD = self._layer(expert, x_BD, cache, image, turn)
         self.length += 1
         logits_BV: Tensor = model.language_head(x_BD)[0]
         return logits_BV.float().log_softmax(-1)
 
-    def _layer(self, expert: Expert, x_BD: Tensor, cache: tuple[Tensor, Tensor], image: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _rotation(self, offset_B: Tensor, fused: bool) -> Rotation | None:
+        """Angles of text at these positions; None where positions are learned."""
+        config = self.model.config
+        if config.positions != "rotary":
+            return None
+        return rotation(text_coordinates(offset_B), config.expert("text", fused).head_size, config.rotary_base)
+
+    def _layer(
+        self,
+        expert: Expert,
+        x_BD: Tensor,
+        cache: tuple[Tensor, Tensor],
+        image: tuple[Tensor, Tensor] | None,
+        turn: Rotation | None,
+    ) -> Tensor:
         q, k, v = expert.project(x_BD)
+        if turn is not None:
+            q, k = turn.turn(q), turn.turn(k)
         cache[0][:, :, self.length], cache[1][:, :, self.length] = k, v
         keys, values = (x[:, :, : self.length + 1] for x in cache)
+        bias = None
         if image is not None:
+            if self.seen_BL is not None:
+                bias = F.pad(self.seen_BL, (0, keys.shape[2]))[:, None, None]
             keys, values = torch.cat([image[0], keys], dim=2), torch.cat([image[1], values], dim=2)
-        attended = F.scaled_dot_product_attention(q[:, :, None], keys, values)
+        attended = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=bias)
         return expert.combine(x_BD, attended[:, :, 0])
 
 
 @torch.no_grad()
 def generate(model: MMScaleModel, batch: Batch, *, max_new_tokens: int, beams: int = 1) -> list[list[int]]:
-    """Describe each image of a batch.
+    """Describe each image of a batch, or what a sample has instead.
 
     Args:
         model: the model; it is put into evaluation mode while decoding.
@@ -113,14 +164,14 @@ def generate(model: MMScaleModel, batch: Batch, *, max_new_tokens: int, beams: i
             "The model's tokenizer has no begin or no end token, which generating captions needs: `bos_token_id` and `eos_token_id` "
             f"of its config.json are {begin} and {end}. Train with a tokenizer that has both."
         )
-    if not len(batch.image_rows_N):
+    if not len(batch.perception_rows_N):
         return []
     training = model.training
     model.eval()
     try:
         longest = min(max_new_tokens, model.config.max_text_tokens - 1)
         decoder = CachedDecoder(model, batch, beams=beams, longest=longest)
-        return beam_search(decoder.step, batch.pixels_NCHW.new_full((len(batch.image_rows_N),), begin).long(), end, longest, beams)
+        return beam_search(decoder.step, torch.full_like(batch.perception_rows_N, begin), end, longest, beams)
     finally:
         model.train(training)
 

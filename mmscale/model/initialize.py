@@ -12,6 +12,7 @@ from mmscale.model.block import ResidualLinear
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding
 from mmscale.model.heads import AttentionPool, ContrastiveScale, LanguageHead, OutputLinear
+from mmscale.model.patch_embedding import PatchEmbedding
 
 IMAGE_TABLE_STD = 0.5
 """Of image positions, [CLS] and mask token: patches of pixels in [-1, 1] come out of their embedding with a root mean square of up to 1."""
@@ -39,8 +40,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
         initialization.zeros_(module.bias)
     elif isinstance(module, nn.RMSNorm):
         initialization.ones_(module.weight)
-    elif isinstance(module, ImageEmbedding):
-        _truncated(module.patch_weight, 1 / math.sqrt(config.patch_values))
+    elif isinstance(module, (ImageEmbedding, PatchEmbedding)):
+        _truncated(module.patch_weight, 1 / math.sqrt(module.patch_weight.shape[1]))
         for weight in (module.cls_token, module.mask_token, module.positions):
             if weight is not None:
                 _truncated(weight, IMAGE_TABLE_STD)

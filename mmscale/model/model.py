@@ -3,12 +3,13 @@
 One forward serves every objective. Every module runs exactly once in it, on every rank, whatever the batch holds: what is not
 there is an empty slice, which keeps the graph. So ZeRO-3 gathers the same weights in the same order everywhere.
 
-Shape letters: M samples, N images, P patches, L image tokens, S sequences, U text tokens, D hidden size, E projection size.
+Shape letters: M samples, N images (or samples with any item), P patches, L image tokens, X perception tokens, S sequences,
+U text tokens, D hidden size, E projection size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from mmscale.data.batch import Batch, TextStream
+from mmscale.data.batch import Batch, PatchStream, TextStream
+from mmscale.modalities.modality import build_modalities, experts_of
 from mmscale.model.attention import dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
 from mmscale.model.configuration import MMScaleConfig
@@ -24,9 +26,12 @@ from mmscale.model.embeddings import ImageEmbedding, TextEmbedding
 from mmscale.model.heads import ContrastiveScale, LanguageHead, NormHead, PooledProjection, Projection
 from mmscale.model.initialize import initialize_module
 from mmscale.model.pairs import draw_negatives, offsets_in_sequences
+from mmscale.model.patch_embedding import PatchEmbedding, stream_of
+from mmscale.model.percepts import Part, Percepts, lay_out
+from mmscale.model.positions import text_coordinates, with_positions
 from mmscale.model.pretrained import LoadReport, load_towers
 from mmscale.model.readout import Lower, read_heads
-from mmscale.model.sequences import Readout, Sequences, Wanted, arrange, entries, readout
+from mmscale.model.sequences import Readout, Sequences, Wanted, arrange, entries, gather_parts, readout
 from mmscale.model.state import State, by_row
 from mmscale.model_config import ModelConfig
 
@@ -47,14 +52,20 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__(config)
-        self.image_embedding = ImageEmbedding(config)
+        self.modalities = build_modalities(config)
+        others = {name: m for name, m in self.modalities.items() if name != "image"}
+        native, experts = self.modalities.get("image"), experts_of(self.modalities)[1:]
+        self.image_embedding = ImageEmbedding(config) if native is None else PatchEmbedding(config, native)
+        self.patch_embeddings = nn.ModuleDict({name: PatchEmbedding(config, m) for name, m in others.items()})
         self.text_embedding = TextEmbedding(config)
         image, text = config.expert("image"), config.expert("text")
-        self.image_layers = nn.ModuleList(UnimodalBlock(config, image) for _ in range(config.lower_layers("image")))
+        lower = config.lower_layers("image")
+        self.image_layers = nn.ModuleList(UnimodalBlock(config, image) for _ in range(lower))
+        self.expert_layers = nn.ModuleDict({name: nn.ModuleList(UnimodalBlock(config, image) for _ in range(lower)) for name in experts})
         self.text_layers = nn.ModuleList(UnimodalBlock(config, text) for _ in range(config.lower_layers("text")))
         bridged = text.width != config.hidden_size
         self.text_bridge: nn.Module = nn.Linear(text.width, config.hidden_size) if bridged else nn.Identity()
-        self.fusion_layers = nn.ModuleList(FusionBlock(config) for _ in range(config.fusion_layers))
+        self.fusion_layers = nn.ModuleList(FusionBlock(config, experts) for _ in range(config.fusion_layers))
         pooled = config.image_tower.pooling == "attention"
         self.image_projection: Projection = PooledProjection(config, image) if pooled else Projection(config, image)
         self.caption_projection = Projection(config, text, bias=config.text_tower.projection_bias)
@@ -62,6 +73,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         self.language_head = LanguageHead(config)
         self.matching_head = NormHead(config, 1)
         self.pixel_head = NormHead(config, config.patch_values)
+        self.patch_heads = nn.ModuleDict({name: NormHead(config, m.values) for name, m in others.items()})
         self.feature_head = NormHead(config, config.hidden_size)
         self.task_heads = nn.ModuleDict({name: NormHead(config, outputs) for name, outputs in (config.heads or {}).items()})
         self.post_init()
@@ -80,40 +92,70 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
     def run(self, batch: Batch, wanted: Wanted) -> State:
         """Run every module once and collect what the heads give."""
-        hidden = batch.patch_mask_NP.any(1).nonzero().squeeze(1) if wanted.masked_image else batch.image_rows_N[:0]
-        lower = self.lower(batch, hidden)
-        negatives = self._negatives(batch, wanted, lower)
-        seqs = arrange(entries(batch, wanted, negatives, hidden), lower.text_offsets, self.config.image_tokens, lower.text_UD.dtype)
+        percepts = self.lay_out(batch, wanted.masked_image)
+        lower = self.lower(batch, percepts)
+        negatives = self._negatives(batch, wanted, lower, percepts)
+        listed = entries(batch, wanted, negatives, percepts)
+        seqs = arrange(listed, lower.text_offsets, percepts, self.config, lower.text_UD.dtype)
         labels_U = torch.cat([batch.caption.labels_T, batch.text.labels_T])
-        rows = readout(seqs, labels_U, batch.patch_mask_NP, hidden, wanted, self.config.image_tower.leading_tokens)
-        image_RD, text_RD = self.upper(lower, seqs, rows)
-        return read_heads(self, batch, wanted, lower, (seqs, rows, hidden), (image_RD, text_RD))
+        rows = readout(seqs, labels_U, percepts, wanted)
+        perception_RD, text_RD = self.upper(lower, percepts, seqs, rows)
+        return read_heads(self, batch, wanted, lower, (seqs, rows, percepts), (perception_RD, text_RD))
 
-    def lower(self, batch: Batch, hidden: Tensor) -> Lower:
-        """Run both lower stacks: all images and those with hidden patches once more, causal captions, bidirectional texts."""
-        image_NLD = self.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, hidden)
+    def lay_out(self, batch: Batch, masked: bool = False) -> Percepts:
+        """What the samples show; with `masked`, items with hidden patches once more."""
+        streams = {name: self.stream(batch, name) for name in self.modalities}
+        return lay_out(batch, streams, self.modalities, self.config, masked)
+
+    def stream(self, batch: Batch, name: str) -> PatchStream:
+        """A modality's patches; a stream without an item where the batch has none."""
+        return stream_of(batch, name, self.modalities[name])
+
+    def lower(self, batch: Batch, percepts: Percepts) -> Lower:
+        """Run the lower stacks: all items and those with hidden patches once more, causal captions, bidirectional texts."""
+        parts = self.lower_perception(batch, percepts)
         text_UD, text_offsets = self.lower_text(batch.caption, batch.text)
-        _, image_NE = self.project_images(image_NLD[: len(batch.image_rows_N)])
+        _, image_NE = self.project_items(parts, percepts)
         ends_S = batch.caption.cu_seqlens_S1[1:].long() - 1
         caption_SD, caption_SE = self.caption_projection(text_UD.index_select(0, ends_S))
         text_UD, caption_SD = self._bridge(text_UD, caption_SD)
         scale, bias = self.contrastive_scale()
-        return Lower(image_NLD, text_UD, text_offsets, image_NE, caption_SD, caption_SE, scale, bias)
+        return Lower(parts, text_UD, text_offsets, image_NE, caption_SD, caption_SE, scale, bias)
 
-    def lower_images(self, pixels_NCHW: Tensor, mask_NP: Tensor, hidden: Tensor) -> Tensor:
-        """The perception expert's lower stack, (N + len(hidden), L, D)."""
-        x_NLD: Tensor = self.image_embedding(pixels_NCHW, mask_NP, hidden)
-        plan, shape = dense_plan(len(x_NLD), x_NLD.shape[1]), x_NLD.shape
-        x_TD = x_NLD.flatten(0, 1)
-        for block in self.image_layers:
+    def lower_perception(self, batch: Batch, percepts: Percepts) -> list[Tensor]:
+        """The perception experts' lower stacks; (X, D) of each."""
+        embedded: list[list[Tensor]] = [[] for _ in percepts.parts]
+        for items in percepts.items:
+            if items.tokens is None:
+                x_NLD = self.image_embedding(batch.pixels_NCHW, batch.patch_mask_NP, items.copies, batch.kept_NK)
+                embedded[items.expert].append(x_NLD.flatten(0, 1))
+                continue
+            t = items.tokens
+            embedding = self.image_embedding if items.name == "image" else self.patch_embeddings[items.name]
+            embedded[items.expert].append(embedding(self.stream(batch, items.name), t.patches, t.items, t.hidden, t.order))
+        none_TD = next(x_TD for xs in embedded for x_TD in xs)[:0]  # for an expert that no modality goes through
+        stacks: list[Any] = [self.image_layers, *self.expert_layers.values()]
+        return [self._run_part(stack, xs or [none_TD], part) for stack, xs, part in zip(stacks, embedded, percepts.parts, strict=True)]
+
+    def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], part: Part) -> Tensor:
+        x_TD = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+        if part.length is not None:
+            plan = dense_plan(len(x_TD) // part.length, part.length)
+        else:
+            plan = ragged_plan(part.lengths_S, part.lengths_S, None, x_TD.dtype)
+        places_X3 = part.coordinates_X3 if self.config.positions == "rotary" else None
+        plan = with_positions(plan, places_X3, self.config, self.config.expert("image"))
+        for block in layers:
             x_TD = run_block(block, self._recompute, x_TD, plan)
-        return x_TD.view(shape)
+        return x_TD
 
-    def project_images(self, image_NLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool the lower stack's states of images: the normed states (N, D), and unit vectors in fp32 (N, E)."""
-        pooled: tuple[Tensor, Tensor] = self.image_projection(
-            image_NLD if isinstance(self.image_projection, PooledProjection) else image_NLD[:, 0]
-        )
+    def project_items(self, parts: list[Tensor], percepts: Percepts) -> tuple[Tensor, Tensor]:
+        """Pool the lower states of each sample's first item: the normed states (N, D), and unit vectors in fp32 (N, E)."""
+        if isinstance(self.image_projection, PooledProjection):  # square images alone
+            x_ND = parts[0].view(-1, percepts.parts[0].length or 0, parts[0].shape[1])[: len(percepts.rows_U)]
+        else:
+            x_ND = _first_tokens(parts, percepts)
+        pooled: tuple[Tensor, Tensor] = self.image_projection(x_ND)
         return pooled
 
     def _bridge(self, text_UD: Tensor, caption_SD: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,27 +180,30 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         first = lengths[0] if self.config.text_tower.captions == "bidirectional" else torch.zeros_like(lengths[0])
         lengths_S, prefix_S = torch.cat(lengths), torch.cat([first, lengths[1]])
         plan = ragged_plan(lengths_S, prefix_S, None, x_UD.dtype)
+        places_U3 = text_coordinates(offsets_U) if self.config.positions == "rotary" else None
+        plan = with_positions(plan, places_U3, self.config, self.config.expert("text"))
         for block in self.text_layers:
             x_UD = run_block(block, self._recompute, x_UD, plan)
         return x_UD, torch.cat([lengths_S.new_zeros(1), lengths_S.cumsum(0)])
 
-    def upper(self, lower: Lower, seqs: Sequences, rows: Readout) -> tuple[Tensor, Tensor]:
-        """Run the fusion layers over re-indexed lower states; the image rows and text rows that heads read."""
-        image_TD = lower.image_NLD.index_select(0, seqs.images).flatten(0, 1)
-        text_TD = lower.text_UD.index_select(0, seqs.tokens_T)
-        read = (rows.image_rows, rows.text_rows)
+    def upper(self, lower: Lower, percepts: Percepts, seqs: Sequences, rows: Readout) -> tuple[Tensor, Tensor]:
+        """Run the fusion layers over re-indexed lower states; the perception rows and text rows that heads read."""
+        parts = (*gather_parts(lower.parts, percepts, seqs.gathers), lower.text_UD.index_select(0, seqs.tokens_T))
+        read = (*rows.part_rows, rows.text_rows)
         if not len(self.fusion_layers):
-            return image_TD.index_select(0, read[0]), text_TD.index_select(0, read[1])
+            parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, read, strict=True))
         last = len(self.fusion_layers) - 1
         for index, block in enumerate(self.fusion_layers):
-            image_TD, text_TD = run_block(block, self._recompute, image_TD, text_TD, seqs.plan, read if index == last else None)
-        return image_TD, text_TD
+            parts = run_block(block, self._recompute, parts, seqs.plan, read if index == last else None)
+        if rows.restore is None:
+            return parts[0], parts[1]
+        return torch.cat(parts[:-1]).index_select(0, rows.restore), parts[-1]
 
     @torch.no_grad()
-    def _negatives(self, batch: Batch, wanted: Wanted, lower: Lower) -> tuple[Tensor, Tensor]:
+    def _negatives(self, batch: Batch, wanted: Wanted, lower: Lower, percepts: Percepts) -> tuple[Tensor, Tensor]:
         if not wanted.matching:
-            return batch.image_rows_N[:0], batch.image_rows_N[:0]
-        image_ME = by_row(lower.image_NE, batch.image_rows_N, batch.size)
+            return percepts.rows_U[:0], percepts.rows_U[:0]
+        image_ME = by_row(lower.image_NE, percepts.rows_U, batch.size)
         caption_ME = by_row(lower.caption_SE, batch.caption.rows_S, batch.size)
         image_rows, text_rows, _ = draw_negatives(batch, image_ME @ caption_ME.T * lower.scale, wanted.matching_group)
         return image_rows, text_rows
@@ -171,18 +216,26 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         """The text expert of every layer, from the bottom."""
         return [b.expert for b in _blocks(self.text_layers, UnimodalBlock)] + [b.text for b in _blocks(self.fusion_layers, FusionBlock)]
 
-    def perception_experts(self) -> list[Expert]:
-        """The perception expert of every fusion layer, from the bottom."""
-        return [b.perception for b in _blocks(self.fusion_layers, FusionBlock)]
+    def perception_experts(self) -> list[list[Expert]]:
+        """The perception experts of every fusion layer, from the bottom."""
+        return [b.in_order[:-1] for b in _blocks(self.fusion_layers, FusionBlock)]
+
+    def patch_head(self, name: str) -> nn.Module:
+        """The head that predicts the values of a modality's hidden patches."""
+        return self.pixel_head if name == "image" else self.patch_heads[name]
+
+    def embeddings(self) -> list[nn.Module]:
+        """The modules that every gradient flows back to: what samples hold enters by one of them."""
+        return [self.image_embedding, *self.patch_embeddings.values(), self.text_embedding]
 
     def load_pretrained_towers(self, config: ModelConfig) -> list[LoadReport]:
         """Start the experts from the local transformers checkpoints that the configuration names."""
         return load_towers(self, config)
 
     def embed_images(self, batch: Batch) -> Tensor:
-        """Unit vectors of the batch's images, fp32 (N, E)."""
-        image_NLD = self.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, batch.image_rows_N[:0])
-        return self.project_images(image_NLD)[1]
+        """Unit vectors, fp32 (N, E), of the samples that have an image, or else a video, a sound or an item of another modality."""
+        percepts = self.lay_out(batch)
+        return self.project_items(self.lower_perception(batch, percepts), percepts)[1]
 
     def embed_captions(self, batch: Batch) -> Tensor:
         """Unit vectors of the batch's captions (causal stream), fp32 (S, E)."""
@@ -191,7 +244,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         return embedding_SE
 
     def match_logits(self, batch: Batch) -> Tensor:
-        """Logit that each text (bidirectional stream) belongs to its sample's image, fp32 (S,); every text needs an image."""
+        """Logit that each text (bidirectional stream) belongs to what its sample shows, fp32 (S,); every sample needs an item."""
         gumbel = torch.full((batch.size, batch.size), 0.0, device=batch.positions_M.device)
         state = self.run(replace(batch, gumbel_MG=gumbel, caption=no_text(batch)), Wanted(matching=True))
         return state.match_logits_R[: len(batch.text.rows_S)]
@@ -203,6 +256,16 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
 def _blocks(layers: nn.ModuleList, kind: type[Block]) -> list[Block]:
     return [layer for layer in layers if isinstance(layer, kind)]
+
+
+def _first_tokens(parts: list[Tensor], percepts: Percepts) -> Tensor:
+    """The [CLS] of each sample's first item."""
+    if len(parts) > 1:
+        return torch.cat(parts).index_select(0, percepts.cls_U)
+    length = percepts.parts[0].length
+    if length is None:
+        return parts[0].index_select(0, percepts.cls_U)
+    return parts[0].view(-1, length, parts[0].shape[1])[: len(percepts.rows_U), 0]
 
 
 def no_text(batch: Batch) -> TextStream:

@@ -68,7 +68,7 @@ def same_group(positions_M: Tensor, others: Tensor, group: int | None) -> Tensor
 
 def negative_candidates(batch: Batch, group: int | None) -> Tensor:
     """Which samples j may give sample i a negative image or text, bool (M, M)."""
-    pair_M = has(batch.image_rows_N, batch.size) & has(batch.text.rows_S, batch.size)
+    pair_M = has(batch.perception_rows_N, batch.size) & has(batch.text.rows_S, batch.size)
     hash_M = row_hash(batch)
     differ_MM = hash_M[:, None] != hash_M[None]
     return differ_MM & pair_M[:, None] & pair_M[None] & same_group(batch.positions_M, batch.positions_M, group)

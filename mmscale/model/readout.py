@@ -12,29 +12,31 @@ import torch
 from torch import Tensor
 
 from mmscale.data.batch import Batch
-from mmscale.model.embeddings import patchify
+from mmscale.model.embeddings import kept_patches
 from mmscale.model.pairs import of_rows
+from mmscale.model.percepts import Items, Percepts
 from mmscale.model.sequences import ALONE, Readout, Sequences, Wanted
 from mmscale.model.state import State, by_row, connected_zero
 
 if TYPE_CHECKING:
     from mmscale.model.model import MMScaleModel
 
-Laid = tuple[Sequences, Readout, Tensor]
-"""The upper stack's sequences, the rows read, the images with hidden patches."""
+Laid = tuple[Sequences, Readout, Percepts]
+"""The upper stack's sequences, the rows read, what the samples show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lower:
     """What the lower stacks give."""
 
-    image_NLD: Tensor
-    """Images, then those with hidden patches once more."""
+    parts: list[Tensor]
+    """(X, D) tokens of each part of the perception stack."""
     text_UD: Tensor
     """Captions' tokens, then texts' tokens."""
     text_offsets: Tensor
     """int64 offsets of captions, then texts."""
     image_NE: Tensor
+    """Of the samples that have an item, from its [CLS] or pooled from all tokens of the image."""
     caption_SD: Tensor
     """Normed state of each caption's last token."""
     caption_SE: Tensor
@@ -51,24 +53,23 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
         wanted: the objectives.
         lower: the lower stacks' states.
         laid: the upper stack's sequences.
-        last: image rows and text rows of the last layer that `Readout` names.
+        last: perception rows and text rows of the last layer that `Readout` names.
     """
-    seqs, rows, hidden = laid
+    seqs, rows, percepts = laid
     image_RD, text_RD = last
     words_RD, first_RD, negative_RD = text_RD.tensor_split([sum(rows.sizes[:2]), sum(rows.sizes[:3])])
     loss_R, hits_R = model.language_head(words_RD, rows.labels)
     fused_rows = batch.text.rows_S[batch.text.fuse_S][: len(first_RD)]
-    with_image = (of_rows(batch.image_rows_N, batch.size)[fused_rows] >= 0).nonzero().squeeze(1)
+    with_image = (of_rows(percepts.rows_U, batch.size)[fused_rows] >= 0).nonzero().squeeze(1)
     match_RD = torch.cat([first_RD.index_select(0, with_image), negative_RD])
     match_RD = match_RD if wanted.matching else match_RD[:0]
     match_R = model.matching_head(match_RD).squeeze(1)
     alone = seqs.bounds[ALONE + 1] - seqs.bounds[ALONE]
-    read = 1 if model.config.image_tower.leading_tokens else model.config.patches
-    patch_RD, alone_RD = image_RD.tensor_split([len(image_RD) - alone * read])
-    alone_RD = alone_RD if read == 1 else alone_RD.view(alone, read, alone_RD.shape[1]).mean(1)
-    prediction, target, patch_outputs = _patches(model, batch, wanted, lower, hidden, patch_RD)
-    classes = _classes(model, batch, wanted, lower, (fused_rows, first_RD, alone_RD))
-    zero = connected_zero(lower.image_NLD, lower.text_UD, lower.image_NE, lower.caption_SE, lower.scale, lower.bias, image_RD, text_RD)
+    patch_RD, alone_RD = image_RD.tensor_split([len(image_RD) - alone * percepts.standing])
+    alone_RD = alone_RD if percepts.items[0].leading else alone_RD.view(alone, percepts.standing, alone_RD.shape[1]).mean(1)
+    patches, patch_outputs = _patches(model, batch, wanted, lower, percepts, patch_RD)
+    classes = _classes(model, batch, wanted, lower, percepts.rows_U, (fused_rows, first_RD, alone_RD))
+    zero = connected_zero(*lower.parts, lower.text_UD, lower.image_NE, lower.caption_SE, lower.scale, lower.bias, image_RD, text_RD)
     return State(
         image_embedding_NE=lower.image_NE,
         caption_embedding_SE=lower.caption_SE,
@@ -80,39 +81,64 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
         caption_hits_R=hits_R[: rows.sizes[0]],
         masked_loss_R=loss_R[rows.sizes[0] :],
         masked_hits_R=hits_R[rows.sizes[0] :],
-        patch_prediction_RC=prediction,
-        patch_target_RC=target,
+        patches=patches,
         class_logits_MC=classes,
         zero=zero + connected_zero(loss_R, match_R, *patch_outputs, *classes.values()),
     )
 
 
 def _patches(
-    model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, hidden: Tensor, patch_RD: Tensor
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Predictions and targets of hidden patches, and both heads' outputs. Source of pixel targets: He et al. 2022 (MAE), section 3."""
-    pixels_RC = model.pixel_head(patch_RD[:0] if wanted.features else patch_RD)
+    model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, percepts: Percepts, patch_RD: Tensor
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """Predictions and targets of each modality's hidden patches, and all heads' outputs.
+
+    Source of targets of values: He et al. 2022 (MAE), section 3.
+    """
+    states = torch.split(patch_RD, [len(items.hidden_copy_R) for items in percepts.items])
+    heads = [
+        model.patch_head(items.name)(state_RD[:0] if wanted.features else state_RD)
+        for items, state_RD in zip(percepts.items, states, strict=True)
+    ]
     features_RC = model.feature_head(patch_RD if wanted.features else patch_RD[:0])
-    mask_NP = batch.patch_mask_NP[hidden]
+    predictions = torch.split(features_RC, [len(state_RD) for state_RD in states]) if wanted.features else heads
     with torch.no_grad():
-        if wanted.features:
-            target_RC = lower.image_NLD[hidden][:, model.config.image_tower.leading_tokens :][mask_NP].float()
-        else:
-            target_RC = patchify(batch.pixels_NCHW[hidden], model.config.patch_size)[mask_NP].float()
-        target_RC = torch.nn.functional.layer_norm(target_RC, target_RC.shape[-1:])
-    return (features_RC if wanted.features else pixels_RC), target_RC, (pixels_RC, features_RC)
+        targets = _features(percepts, lower) if wanted.features else [_values(model, batch, items) for items in percepts.items]
+        targets = [torch.nn.functional.layer_norm(target_RC, target_RC.shape[-1:]) for target_RC in targets]
+    return list(zip(predictions, targets, strict=True)), [*heads, features_RC]
 
 
-def _classes(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, pooled: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-    """Logits of the task heads: of the fused text's first token, else an image ([CLS] or the patches' mean), else the caption's end."""
+def _features(percepts: Percepts, lower: Lower) -> list[Tensor]:
+    """Lower states of each modality's hidden patches where they are not hidden."""
+    tokens_XD = lower.parts[0] if len(lower.parts) == 1 else torch.cat(lower.parts)
+    firsts = torch.split(percepts.first_S, [len(items.lengths_S) for items in percepts.items])
+    return [
+        tokens_XD[first_S[items.copies[items.hidden_copy_R]] + items.hidden_offset_R].float()
+        for items, first_S in zip(percepts.items, firsts, strict=True)
+    ]
+
+
+def _values(model: MMScaleModel, batch: Batch, items: Items) -> Tensor:
+    """Numbers of a modality's hidden patches."""
+    if items.tokens is not None:
+        stream = model.stream(batch, items.name)
+        return stream.values_TC[items.tokens.patches[items.tokens.hidden]].float()
+    kept_NK = None if batch.kept_NK is None else batch.kept_NK[items.copies]
+    values_NKC = kept_patches(batch.pixels_NCHW[items.copies], model.config.patch_size, kept_NK)
+    return values_NKC[items.hidden_copy_R, items.hidden_offset_R - items.leading].float()
+
+
+def _classes(
+    model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, rows_U: Tensor, pooled: tuple[Tensor, Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """Logits of the task heads: of the fused text's first token, else of the unit ([CLS] or the patches' mean), else the caption's end."""
     fused_rows, first_RD, alone_RD = pooled
     size = batch.size
     if not wanted.classify:
         return {name: head(first_RD[:0]) for name, head in model.task_heads.items()}
     fused = of_rows(fused_rows, size) >= 0
-    image = of_rows(batch.image_rows_N, size) >= 0
+    image = of_rows(rows_U, size) >= 0
     text = of_rows(batch.text.rows_S, size) >= 0
-    alone_rows = batch.image_rows_N[~text[batch.image_rows_N]]
+    alone_rows = rows_U[~text[rows_U]]
     captions = (~(fused | image)[batch.caption.rows_S]).nonzero().squeeze(1)
     pooled_MD = by_row(first_RD, fused_rows, size) + by_row(alone_RD, alone_rows, size)
     pooled_MD = pooled_MD + by_row(lower.caption_SD.index_select(0, captions), batch.caption.rows_S[captions], size)

@@ -2,8 +2,7 @@
 
 Hidden states of the lower layers are re-indexed: an image or a text that enters several sequences is encoded once.
 
-Shape letters: S sequences of the upper stack, T text tokens of the upper stack, U text tokens of the lower stack,
-N images (those with hidden patches once more at the end), L tokens of an image, M samples.
+Shape letters: S sequences of the upper stack, T text tokens of the upper stack, U text tokens of the lower stack, M samples.
 """
 
 from __future__ import annotations
@@ -17,7 +16,10 @@ from torch import Tensor
 
 from mmscale.data.batch import IGNORE, Batch
 from mmscale.model.attention import Plan, ragged_plan
+from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.pairs import of_rows
+from mmscale.model.percepts import Percepts, walk
+from mmscale.model.positions import text_coordinates, with_positions
 
 if TYPE_CHECKING:
     from mmscale.objectives.base import Objective
@@ -50,25 +52,29 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Sequences of one kind: for each its image and its text of the lower stack, -1 for none."""
+    """Sequences of one kind: for each its unit of perception and its text of the lower stack, -1 for none."""
 
-    image_S: Tensor
+    unit_S: Tensor
     text_S: Tensor
     causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """The input of the upper stack: a buffer [image tokens; text tokens] and how its rows form sequences."""
+    """The input of the upper stack: a buffer [tokens of each part; text tokens] and how its rows form sequences."""
 
-    images: Tensor
-    """Image of the lower stack whose L tokens come next in the buffer."""
+    gathers: list[Tensor]
+    """What of each part of the lower stack comes next in the buffer: units of a dense part, tokens of a ragged one."""
     tokens_T: Tensor
     """Text token of the lower stack that comes next in the buffer."""
-    first_image_row_S: Tensor
-    """Buffer row of each sequence's first image token, among the image rows; of no meaning without an image."""
+    first_rows: list[Tensor]
+    """Row of each sequence's first token of each part, counted over all parts; of no meaning without one."""
+    perception_rows: list[int]
+    """Rows up to the end of each part."""
     first_text_row_S: Tensor
     """Buffer row of each sequence's first token, among the text rows; of no meaning without a text."""
+    unit_S: Tensor
+    """Unit of each sequence, -1 for none."""
     bounds: list[int]
     """Sequences up to the end of each entry."""
     text_bounds: list[int]
@@ -88,80 +94,100 @@ CAPTIONS, FUSED, NEGATIVES, MASKED, ALONE = range(5)
 """The entries of `entries`, in order."""
 
 
-def entries(batch: Batch, wanted: Wanted, negatives: tuple[Tensor, Tensor], hidden: Tensor) -> list[Entry]:
+def entries(batch: Batch, wanted: Wanted, negatives: tuple[Tensor, Tensor], percepts: Percepts) -> list[Entry]:
     """List what enters the fusion layers.
 
     Args:
         batch: the micro-batch.
         wanted: the objectives.
-        negatives: rows of the images and rows of the texts of the hard negatives.
-        hidden: images that have hidden patches; their masked copies follow the N images.
+        negatives: rows of the units and rows of the texts of the hard negatives.
+        percepts: what the samples show.
 
     Returns:
-        CAPTIONS [v;c] prefix-LM, FUSED [v;t], NEGATIVES [v;t], MASKED images alone, ALONE: images of samples without text.
+        CAPTIONS [v;c] prefix-LM, FUSED [v;t], NEGATIVES [v;t], MASKED copies alone, ALONE: units of samples without text.
     """
-    image_M = of_rows(batch.image_rows_N, batch.size)
+    unit_M = of_rows(percepts.rows_U, batch.size)
     text_M = of_rows(batch.text.rows_S, batch.size)
     captions = len(batch.caption.rows_S)
-    none = batch.image_rows_N[:0]
+    none = percepts.rows_U[:0]
     caption_S = batch.caption.fuse_S.nonzero().squeeze(1) if wanted.captioning else none
     text_S = batch.text.fuse_S.nonzero().squeeze(1) if wanted.fused else none
-    alone = (text_M[batch.image_rows_N] < 0).nonzero().squeeze(1) if wanted.classify else none
-    copies = torch.arange(len(hidden), device=hidden.device) + len(batch.image_rows_N)
+    alone = (text_M[percepts.rows_U] < 0).nonzero().squeeze(1) if wanted.classify else none
+    copies = torch.arange(percepts.copies, device=none.device) + len(percepts.rows_U)
     return [
-        Entry(image_M[batch.caption.rows_S[caption_S]], caption_S, causal=True),
-        Entry(image_M[batch.text.rows_S[text_S]], text_S + captions),
-        Entry(image_M[negatives[0]], text_M[negatives[1]] + captions),
+        Entry(unit_M[batch.caption.rows_S[caption_S]], caption_S, causal=True),
+        Entry(unit_M[batch.text.rows_S[text_S]], text_S + captions),
+        Entry(unit_M[negatives[0]], text_M[negatives[1]] + captions),
         Entry(copies, torch.full_like(copies, -1)),
         Entry(alone, torch.full_like(alone, -1)),
     ]
 
 
-def arrange(listed: list[Entry], text_offsets: Tensor, image_tokens: int, dtype: torch.dtype) -> Sequences:
-    """Lay out the buffer of the upper stack.
+def arrange(listed: list[Entry], text_offsets: Tensor, percepts: Percepts, config: MMScaleConfig, dtype: torch.dtype) -> Sequences:
+    """Lay out the buffer of the upper stack. A sequence is its unit's tokens, part after part, then its text.
 
     Args:
         listed: the entries.
         text_offsets: int64 offsets of the texts in the lower stack's text tokens, one more than texts.
-        image_tokens: L.
+        percepts: what the samples show.
+        config: the model's shape.
         dtype: of the activations.
     """
-    image_S, text_S = torch.cat([e.image_S for e in listed]), torch.cat([e.text_S for e in listed])
-    causal_S = torch.cat([torch.full_like(e.image_S, e.causal) for e in listed]).bool()
-    has_image_S, has_text_S = image_S >= 0, text_S >= 0
-    lengths_S = torch.where(has_text_S, text_offsets.diff()[text_S], 0) if len(text_offsets) > 1 else torch.zeros_like(text_S)
-    leading_S = has_image_S * image_tokens
-    image_row_S = leading_S.cumsum(0) - leading_S
-    text_row_S = lengths_S.cumsum(0) - lengths_S
-    sequence_T, offset_T = _walk(lengths_S)
-    tokens_T = text_offsets[text_S[sequence_T]] + offset_T
-    images = image_S[has_image_S]
-    total_S = leading_S + lengths_S
-    sequence, offset = _walk(total_S)
-    lead = leading_S[sequence]
-    after_images = len(images) * image_tokens + text_row_S[sequence] + offset - lead
-    rows = torch.where(offset < lead, image_row_S[sequence] + offset, after_images)
+    unit_S, text_S = torch.cat([e.unit_S for e in listed]), torch.cat([e.text_S for e in listed])
+    causal_S = torch.cat([torch.full_like(e.unit_S, e.causal) for e in listed]).bool()
+    text_lengths_S = torch.where(text_S >= 0, text_offsets.diff()[text_S], 0) if len(text_offsets) > 1 else torch.zeros_like(text_S)
+    lengths = [*(part.lengths(unit_S) for part in percepts.parts), text_lengths_S]
+    leading_S = torch.stack(lengths[:-1]).sum(0) if len(lengths) > 2 else lengths[0]
+    total_S = leading_S + text_lengths_S
+    next_S = total_S.cumsum(0) - total_S
+    walks, places, first_rows, ends = [walk(length_S) for length_S in lengths], [], [], [0]
+    for length_S, (sequence, offset) in zip(lengths, walks, strict=True):
+        first_rows.append(length_S.cumsum(0) - length_S + ends[-1])
+        ends.append(ends[-1] + len(sequence))
+        places.append(next_S[sequence] + offset)
+        next_S = next_S + length_S
+    rows = torch.empty_like(torch.cat(places))
+    rows[torch.cat(places)] = torch.arange(ends[-1], device=rows.device)
+    sequence_T, offset_T = walks[-1]
+    gathers = []
+    for part, (sequence, offset) in zip(percepts.parts, walks[:-1], strict=True):
+        gathers.append(unit_S[unit_S >= 0] if part.length is not None else part.order_X[part.offsets[unit_S[sequence]] + offset])
     plan = ragged_plan(total_S, torch.where(causal_S, leading_S, total_S), rows, dtype)
+    if config.positions == "rotary":
+        seen = gather_parts([part.fused_X3 for part in percepts.parts], percepts, gathers)
+        places_T3 = torch.cat([*seen, text_coordinates(offset_T + text_starts(percepts, unit_S)[sequence_T])])
+        plan = with_positions(plan, places_T3, config, config.expert("image", fused=True))
     bounds = [0]
     for entry in listed:
-        bounds.append(bounds[-1] + len(entry.image_S))
-    ends = torch.cat([lengths_S.new_zeros(1), lengths_S.cumsum(0)])[torch.tensor(bounds, device=lengths_S.device)]
-    return Sequences(images, tokens_T, image_row_S, text_row_S, bounds, ends.tolist(), plan)
+        bounds.append(bounds[-1] + len(entry.unit_S))
+    text_ends = torch.cat([text_lengths_S.new_zeros(1), text_lengths_S.cumsum(0)])[torch.tensor(bounds, device=text_lengths_S.device)]
+    tokens_T = text_offsets[text_S[sequence_T]] + offset_T
+    first_text_row_S = first_rows.pop() - ends[-2]
+    return Sequences(gathers, tokens_T, first_rows, ends[:-1], first_text_row_S, unit_S, bounds, text_ends.tolist(), plan)
 
 
-def _walk(lengths_S: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token of ragged sequences its sequence and its offset in it."""
-    sequence = torch.arange(len(lengths_S), device=lengths_S.device).repeat_interleave(lengths_S)
-    starts_S = lengths_S.cumsum(0) - lengths_S
-    return sequence, torch.arange(len(sequence), device=lengths_S.device) - starts_S[sequence]
+def gather_parts(states: Sequence[Tensor], percepts: Percepts, gathers: Sequence[Tensor]) -> list[Tensor]:
+    """What goes into the upper buffer of each part of the lower stack, (T, D) each."""
+    found = []
+    for x_XD, part, index in zip(states, percepts.parts, gathers, strict=True):
+        whole = x_XD if part.length is None else x_XD.view(-1, part.length, x_XD.shape[-1])
+        found.append(whole.index_select(0, index) if part.length is None else whole.index_select(0, index).flatten(0, 1))
+    return found
+
+
+def text_starts(percepts: Percepts, unit_S: Tensor) -> Tensor:
+    """Rotary position of the first text token after each unit: past the unit's longest axis, as in Qwen2-VL; 0 after none."""
+    return torch.where(unit_S >= 0, percepts.extents[unit_S], 0) if len(percepts.extents) else torch.zeros_like(unit_S)
 
 
 @dataclass(frozen=True, slots=True)
 class Readout:
     """The rows of the upper stack that heads read, laid out one kind after the other."""
 
-    image_rows: Tensor
-    """Hidden patches, then the [CLS] of images alone (all their patches where there is no [CLS])."""
+    part_rows: list[Tensor]
+    """Rows of each part: hidden patches of each modality, then those that stand for units alone, sorted by part."""
+    restore: Tensor | None
+    """Index that puts the rows of all parts back into the order of their kinds; None where there is one part."""
     text_rows: Tensor
     """Caption tokens with a label, masked tokens, first tokens of FUSED, first tokens of NEGATIVES."""
     sizes: list[int]
@@ -170,16 +196,14 @@ class Readout:
     """Labels of the first two kinds."""
 
 
-def readout(seqs: Sequences, labels_U: Tensor, mask_NP: Tensor, hidden: Tensor, wanted: Wanted, leading: int = 1) -> Readout:
+def readout(seqs: Sequences, labels_U: Tensor, percepts: Percepts, wanted: Wanted) -> Readout:
     """Find the rows that heads read.
 
     Args:
         seqs: the laid out sequences.
         labels_U: labels of the lower stack's text tokens.
-        mask_NP: hidden patches of each image.
-        hidden: images that have hidden patches.
+        percepts: what the samples show.
         wanted: the objectives.
-        leading: tokens of an image before its patches; with none, all patches of images alone are read.
     """
     labels_T = labels_U[seqs.tokens_T]
     found = []
@@ -190,11 +214,37 @@ def readout(seqs: Sequences, labels_U: Tensor, mask_NP: Tensor, hidden: Tensor, 
     first = [seqs.first_text_row_S[seqs.entry(FUSED)], seqs.first_text_row_S[seqs.entry(NEGATIVES)]]
     if not (wanted.matching or wanted.classify):
         first[0] = first[0][:0]
-    patch = mask_NP[hidden].nonzero()
-    patch_rows = seqs.first_image_row_S[seqs.entry(MASKED)][patch[:, 0]] + leading + patch[:, 1]
-    alone = seqs.first_image_row_S[seqs.entry(ALONE)]
-    if not leading:
-        alone = (alone[:, None] + torch.arange(mask_NP.shape[1], device=alone.device)).flatten()
-    image_rows = torch.cat([patch_rows, alone])
     text = [*found, *first]
-    return Readout(image_rows, torch.cat(text), [len(t) for t in text], labels_T[torch.cat(found)])
+    part_rows, restore = _by_part(torch.cat([*_patch_rows(seqs, percepts), _alone_rows(seqs, percepts)]), seqs.perception_rows)
+    return Readout(part_rows, restore, torch.cat(text), [len(t) for t in text], labels_T[torch.cat(found)])
+
+
+def _patch_rows(seqs: Sequences, percepts: Percepts) -> list[Tensor]:
+    """Perception rows of the hidden patches of each modality."""
+    rows, start = [], seqs.entry(MASKED).start
+    for items in percepts.items:
+        copies_S = seqs.first_rows[items.expert][start : start + len(items.copies)]
+        rows.append(copies_S[items.hidden_copy_R] + items.hidden_offset_R)
+        start += len(items.copies)
+    return rows
+
+
+def _alone_rows(seqs: Sequences, percepts: Percepts) -> Tensor:
+    """Perception rows that stand for each unit alone (`Percepts.standing` of them): its first item's [CLS], or all patches."""
+    alone = seqs.entry(ALONE)
+    if len(percepts.parts) == 1:
+        first = seqs.first_rows[0][alone]
+        return first if percepts.items[0].leading else (first[:, None] + torch.arange(percepts.standing, device=first.device)).flatten()
+    part_S = percepts.part_U[seqs.unit_S[alone]]
+    return torch.stack([first_S[alone] for first_S in seqs.first_rows]).gather(0, part_S[None]).squeeze(0)
+
+
+def _by_part(rows: Tensor, ends: list[int]) -> tuple[list[Tensor], Tensor | None]:
+    """Sort perception rows into the parts they lie in."""
+    if len(ends) == 2:
+        return [rows], None
+    part = torch.bucketize(rows, torch.tensor(ends[1:-1], device=rows.device), right=True)
+    order = part.argsort(stable=True)
+    counts = torch.bincount(part, minlength=len(ends) - 1).tolist()
+    sorted_rows = [r - start for r, start in zip(torch.split(rows[order], counts), ends[:-1], strict=True)]
+    return sorted_rows, torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -1,6 +1,7 @@
 """What one forward hands to the objectives: everything that modules compute, so that a loss is a pure function of it.
 
-Shape letters: M samples, N images, S captions, E projection size, R rows read by a head, C outputs of a head, D hidden size.
+Shape letters: M samples, N samples with an image or another item, S captions, E projection size, R rows read by a head, C outputs of a
+head, D hidden size.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class State:
     """Outputs of the heads in one forward. Objectives that are off have empty ones."""
 
     image_embedding_NE: Tensor
-    """Unit vectors, fp32."""
+    """Unit vectors, fp32, of the samples that have an image or an item of another modality."""
     caption_embedding_SE: Tensor
     """Unit vectors, fp32."""
     scale: Tensor
@@ -32,10 +33,8 @@ class State:
     masked_loss_R: Tensor
     """Cross-entropy of each masked token."""
     masked_hits_R: Tensor
-    patch_prediction_RC: Tensor
-    """Prediction of each hidden patch: pixels or features."""
-    patch_target_RC: Tensor
-    """What it ought to be, detached."""
+    patches: list[tuple[Tensor, Tensor]]
+    """Of each modality the predictions of its hidden patches (R, C), pixels or features, and what they ought to be, detached."""
     class_logits_MC: dict[str, Tensor]
     """Logits of each task head, a row a sample."""
     zero: Tensor

@@ -55,7 +55,7 @@ class Contrastive:
 
     def count(self, batch: Batch) -> float:
         """Pairs."""
-        return float((has(batch.image_rows_N, batch.size) & has(batch.caption.rows_S, batch.size)).sum())
+        return float((has(batch.perception_rows_N, batch.size) & has(batch.caption.rows_S, batch.size)).sum())
 
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
         """Sum over local images and the captions of all ranks. All ranks call, with equal M."""
@@ -73,9 +73,9 @@ class Contrastive:
 def side_of(state: State, batch: Batch) -> Side:
     """What the loss needs of a micro-batch."""
     return Side(
-        by_row(state.image_embedding_NE, batch.image_rows_N, batch.size),
+        by_row(state.image_embedding_NE, batch.perception_rows_N, batch.size),
         by_row(state.caption_embedding_SE, batch.caption.rows_S, batch.size),
-        has(batch.image_rows_N, batch.size) & has(batch.caption.rows_S, batch.size),
+        has(batch.perception_rows_N, batch.size) & has(batch.caption.rows_S, batch.size),
         row_hash(batch),
         batch.positions_M,
     )

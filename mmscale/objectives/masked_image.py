@@ -35,11 +35,14 @@ class MaskedImage:
 
     def count(self, batch: Batch) -> float:
         """Hidden patches."""
-        return float(batch.patch_mask_NP.sum())
+        return float(batch.patch_mask_NP.sum() + sum(stream.mask_T.sum() for stream in batch.streams.values()))
 
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
         """Sum over hidden patches."""
-        prediction_RC, target_RC = state.patch_prediction_RC, state.patch_target_RC
-        if self.target == "features":
-            return Term((1 - F.cosine_similarity(prediction_RC, target_RC, dim=-1)).sum())
-        return Term((prediction_RC - target_RC).square().sum() / prediction_RC.shape[-1])
+        total = state.zero
+        for prediction_RC, target_RC in state.patches:
+            if self.target == "features":
+                total = total + (1 - F.cosine_similarity(prediction_RC, target_RC, dim=-1)).sum()
+            else:
+                total = total + (prediction_RC - target_RC).square().sum() / prediction_RC.shape[-1]
+        return Term(total)

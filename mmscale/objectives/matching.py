@@ -47,7 +47,7 @@ class Matching:
 
     def count(self, batch: Batch) -> float:
         """Pairs, and the negatives that will be drawn for them."""
-        pairs = has(batch.image_rows_N, batch.size) & has(batch.text.rows_S[batch.text.fuse_S], batch.size)
+        pairs = has(batch.perception_rows_N, batch.size) & has(batch.text.rows_S[batch.text.fuse_S], batch.size)
         return float(pairs.sum() + negative_candidates(batch, self.group).any(1).sum())
 
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:

@@ -30,7 +30,7 @@ class Captioning:
         """Generate for each sample that has an image and a reference."""
         captions = generate(model, batch, max_new_tokens=model.config.max_text_tokens - 1, beams=self.beams)
         records: list[Record] = []
-        for row, ids in zip(batch.image_rows_N.tolist(), captions, strict=True):
+        for row, ids in zip(batch.perception_rows_N.tolist(), captions, strict=True):
             references = [normalise(c, tokenizer) for c in texts_of(batch.fields[row], self.caption)]
             if references:
                 records.append(record_of(batch, row, references=references, prediction=normalise(tokenizer.decode(ids), tokenizer)))

@@ -37,7 +37,7 @@ class Retrieval:
     def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
         """Embed the samples that have an image and a text."""
         images_NE, texts_SE = model.embed_images(batch).float().cpu(), model.embed_captions(batch).float().cpu()
-        image_of = {int(row): i for i, row in enumerate(batch.image_rows_N)}
+        image_of = {int(row): i for i, row in enumerate(batch.perception_rows_N)}
         return [
             record_of(
                 batch,

@@ -12,6 +12,7 @@ from mmscale.config import RunConfig, TrainConfig, ZeroConfig, _check_compile
 from mmscale.model.compiled import compile_experts
 from mmscale.model_config import ModelConfig
 from shards.errors import ConfigError
+from tests.model.streams import NATIVE, stream_batch
 from tests.model.test_forward import MIXES, total
 from tests.model.tiny import Row, all_objectives, make_batch, random_rows, tiny_model
 
@@ -63,6 +64,21 @@ def test_losses_and_gradients_are_those_of_the_plain_model(backend: str, recompu
             loss.backward()
             losses.append(loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_items_of_every_modality_go_through_the_same_graphs(backend: str) -> None:
+    plain, compiled = (tiny_model(modalities=NATIVE, positions="rotary") for _ in range(2))
+    assert compile_experts(compiled, backend) == 12  # images, sound and text, in four layers
+    graphs = []
+    for first in (0, 8, 16):
+        losses = [total(model, stream_batch(model, first=first), all_objectives()) for model in (plain, compiled)]
+        torch.stack(losses).sum().backward()
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[-1] == graphs[0]
     for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 

@@ -41,10 +41,11 @@ class UncachedDecoder:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         model, none, wanted = self.model, torch.zeros(0, dtype=torch.int64), Wanted(captioning=True)
-        lower = model.lower(batch, none)
-        seqs = arrange(entries(batch, wanted, (none, none), none), lower.text_offsets, model.config.image_tokens, torch.float32)
-        rows = readout(seqs, batch.caption.labels_T, batch.patch_mask_NP, none, wanted)
-        return model.language_head(model.upper(lower, seqs, rows)[1])[0]
+        percepts = model.lay_out(batch)
+        lower = model.lower(batch, percepts)
+        seqs = arrange(entries(batch, wanted, (none, none), percepts), lower.text_offsets, percepts, model.config, torch.float32)
+        rows = readout(seqs, batch.caption.labels_T, percepts, wanted)
+        return model.language_head(model.upper(lower, percepts, seqs, rows)[1])[0]
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2Model, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from mmscale.data.batch import TextStream
+from mmscale.data.batch import Batch, TextStream
 from mmscale.model import MMScaleModel
 from mmscale.model.pretrained import load_towers, model_section
-from mmscale.model.sequences import Entry, arrange
+from mmscale.model.sequences import Entry, arrange, gather_parts
 from mmscale.model_config import ModelConfig
 from shards.errors import ConfigError
 from tests.model.checkpoints import IMAGE, PIXELS, SHAPE, TEXT, bert, clip, deit, original, save, section, siglip, siglip2, started, vit
 from tests.model.tiny import VOCAB, Row, all_objectives, make_batch, random_rows, tiny_model
 
-NONE = torch.zeros(0, dtype=torch.int64)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 BATCH = make_batch(random_rows(5), mask_images=False)
 BATCH.caption.ids_T[BATCH.caption.ids_T == VOCAB - 1] = 4
@@ -29,6 +28,11 @@ BATCH.caption.ids_T[BATCH.caption.cu_seqlens_S1[1:].long() - 1] = VOCAB - 1  # t
 def sequences(stream: TextStream) -> list[Tensor]:
     """The ids of each sequence."""
     return list(stream.ids_T.split(stream.cu_seqlens_S1.diff().tolist()))
+
+
+def perceived(model: MMScaleModel, batch: Batch = BATCH) -> Tensor:
+    """Lower states of the images, (N, L, D)."""
+    return model.lower_perception(batch, model.lay_out(batch))[0].view(len(batch.image_rows_N), -1, model.config.hidden_size)
 
 
 def tower_of(model: Any, modality: str) -> Any:
@@ -59,7 +63,7 @@ def test_an_image_tower_computes_what_the_checkpoint_computes(tmp_path: Path, fa
     model, (report,) = started(image=IMAGE[family](tmp_path))
     tower = tower_of(original(tmp_path), "image")
     with torch.no_grad():
-        image_NLD = model.lower_images(BATCH.pixels_NCHW, BATCH.patch_mask_NP, NONE)
+        image_NLD = perceived(model)
         theirs = tower(**pixels_for(family, BATCH.pixels_NCHW)).last_hidden_state
     ours = image_NLD if family == "clip" else model.image_projection.norm(image_NLD)  # CLIP norms its [CLS] alone
     torch.testing.assert_close(ours, theirs, **CLOSE)
@@ -112,12 +116,12 @@ def test_a_padded_siglip_caption_is_a_caption_of_padding_tokens(tmp_path: Path) 
 def upper(model: MMScaleModel, entry: Entry) -> tuple[Tensor, Tensor]:
     """The whole stack over sequences of one kind; all its rows."""
     text_UD, offsets = model.lower_text(BATCH.caption, BATCH.text)
-    image_NLD = model.lower_images(BATCH.pixels_NCHW, BATCH.patch_mask_NP, NONE)
-    seqs = arrange([entry], offsets, model.config.image_tokens, torch.float32)
-    image_TD, text_TD = image_NLD[seqs.images].flatten(0, 1), text_UD[seqs.tokens_T]
+    percepts = model.lay_out(BATCH)
+    seqs = arrange([entry], offsets, percepts, model.config, torch.float32)
+    parts = (*gather_parts(model.lower_perception(BATCH, percepts), percepts, seqs.gathers), text_UD[seqs.tokens_T])
     for block in model.fusion_layers:
-        image_TD, text_TD = block(image_TD, text_TD, seqs.plan, None)
-    return image_TD, text_TD
+        parts = block(parts, seqs.plan, None)
+    return parts
 
 
 @torch.no_grad()
@@ -150,7 +154,9 @@ def test_a_shallower_checkpoint_leaves_random_layers_above(tmp_path: Path) -> No
 def test_positions_of_another_grid_are_interpolated_as_transformers_does(tmp_path: Path, make: Any, family: str) -> None:
     model, (report,) = started(image=make(tmp_path), image_size=32)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    ours = model.image_projection.norm(model.lower_images(pixels, torch.zeros(2, 16, dtype=torch.bool), NONE))
+    batch = make_batch([Row(), Row()], image_size=32)
+    batch.pixels_NCHW = pixels
+    ours = model.image_projection.norm(perceived(model, batch))
     more = {} if family == "siglip2" else {"interpolate_pos_encoding": True}
     theirs = tower_of(original(tmp_path), "image")(**pixels_for(family, pixels), **more).last_hidden_state
     torch.testing.assert_close(ours, theirs, **CLOSE)
@@ -219,7 +225,7 @@ def test_pixels_are_scaled_as_the_checkpoint_saw_them(tmp_path: Path) -> None:
     model, _ = started(image=tmp_path)
     pixels = (BATCH.pixels_NCHW.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
-        ours = model.image_projection.norm(model.lower_images(BATCH.pixels_NCHW, BATCH.patch_mask_NP, NONE))
+        ours = model.image_projection.norm(perceived(model))
         torch.testing.assert_close(ours, original(tmp_path)(pixels).last_hidden_state, rtol=1e-5, atol=1e-5)
 
 
@@ -254,10 +260,11 @@ def test_images_without_a_cls_token_are_classified_by_the_mean_of_their_patches(
     alone = [model.classify(make_batch([Row(text=None, caption=None, label=i)], first=i, mask_images=False)) for i in range(3)]
     torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-4, atol=1e-5)
     n = torch.arange(3)
-    image_TD = model.lower_images(batch.pixels_NCHW, batch.patch_mask_NP, NONE).flatten(0, 1)
-    seqs = arrange([Entry(n, torch.full((3,), -1))], torch.zeros(1, dtype=torch.int64), 4, torch.float32)
+    image_TD = perceived(model, batch).flatten(0, 1)
+    none = torch.zeros(1, dtype=torch.int64)
+    seqs = arrange([Entry(n, torch.full((3,), -1))], none, model.lay_out(batch), model.config, torch.float32)
     for block in model.fusion_layers:
-        image_TD, _ = block(image_TD, image_TD[:0], seqs.plan, None)
+        image_TD, _ = block((image_TD, image_TD[:0]), seqs.plan, None)
     torch.testing.assert_close(logits, model.task_heads["label"](image_TD.view(3, 4, -1).mean(1)), rtol=1e-4, atol=1e-5)
 
 

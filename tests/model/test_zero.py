@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmscale.data.batch import Batch
 from mmscale.model import cross_entropy
+from tests.model.streams import GRIDS, NATIVE, ROWS, stream_batch
 from tests.model.tiny import VOCAB, Row, all_objectives, make_batch, random_rows, tiny_model
 from tests.objectives.ranks import run_ranks
 
@@ -23,20 +25,30 @@ STEPS = {
 }
 
 
+NOTHING: dict[str, list[Any]] = {name: [None] * len(ROWS) for name in GRIDS}
+HEARD = {
+    "sound | clips": [NOTHING | {"audio": GRIDS["audio"]}, NOTHING | {"video": GRIDS["video"]}],
+    "text | all": [NOTHING, GRIDS],
+    "images | series": [NOTHING | {"image": GRIDS["image"]}, NOTHING | {"other": GRIDS["other"]}],
+}
+
+
 class Trainee(nn.Module):
     """What an engine wraps: the sum of all terms."""
 
-    def __init__(self, recompute: str) -> None:
+    def __init__(self, recompute: str, modalities: Any = None) -> None:
         super().__init__()
-        self.model = tiny_model(activation_checkpointing=recompute)
+        self.model = tiny_model(activation_checkpointing=recompute, modalities=modalities or {})
         self.objectives = all_objectives()
+        if modalities:  # those that do not look at other samples
+            self.objectives = [o for o in self.objectives if o.name not in ("contrastive", "matching")]
 
     def forward(self, batch: Any) -> Tensor:
         """The sum of the terms' sums."""
         return torch.stack([term.sum for term in self.model(batch, self.objectives).values()]).sum()
 
 
-def zero_steps(rank: int, ranks: int, stage: int, recompute: str) -> list[dict[str, Tensor]]:
+def zero_steps(rank: int, ranks: int, stage: int, recompute: str, modalities: Any = None) -> list[dict[str, Tensor]]:
     """Gradients of every step on this rank, gathered from the partitions; summed over ranks."""
     import deepspeed
     import deepspeed.ops
@@ -53,15 +65,22 @@ def zero_steps(rank: int, ranks: int, stage: int, recompute: str) -> list[dict[s
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
     }
-    trainee = Trainee(recompute)
+    trainee = Trainee(recompute, modalities)
     engine, *_ = deepspeed.initialize(model=trainee, optimizer=torch.optim.SGD(trainee.parameters(), lr=0.0), config=config)
     found = []
-    for rows in STEPS.values():
-        loss = engine(make_batch(rows[rank], first=4 * rank))
+    for batch in batches_of(rank, trainee, modalities):
+        loss = engine(batch)
         engine.backward(loss * ranks)
         found.append({name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()})
         engine.step()
     return found
+
+
+def batches_of(rank: int, trainee: Trainee, modalities: Any) -> list[Batch]:
+    """What a rank takes in each step."""
+    if modalities:
+        return [stream_batch(trainee.model, grids=grids[rank], first=len(ROWS) * rank) for grids in HEARD.values()]
+    return [make_batch(rows[rank], first=4 * rank) for rows in STEPS.values()]
 
 
 @pytest.fixture(scope="module")
@@ -88,4 +107,19 @@ def test_ranks_of_different_modalities_give_the_gradients_of_one_rank(
     for got in run_ranks(zero_steps, 2, tmp_path, stage, recompute):
         for step, mine, theirs in zip(STEPS, got, expected, strict=True):
             for name, grad in theirs.items():
+                torch.testing.assert_close(mine[name], grad, rtol=1e-4, atol=1e-5, msg=lambda m, at=(step, name): f"{at}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_ranks_of_sound_clips_and_series_give_the_gradients_of_one_rank(tmp_path: Path, recompute: str) -> None:
+    trainee, theirs = Trainee(recompute, NATIVE), []
+    for batches in zip(batches_of(0, trainee, NATIVE), batches_of(1, trainee, NATIVE), strict=True):
+        trainee.zero_grad()
+        for batch in batches:
+            trainee(batch).backward()
+        theirs.append({name: p.grad.clone() for name, p in trainee.named_parameters()})
+    for got in run_ranks(zero_steps, 2, tmp_path, 3, recompute, NATIVE):
+        for step, mine, expected in zip(HEARD, got, theirs, strict=True):
+            for name, grad in expected.items():
                 torch.testing.assert_close(mine[name], grad, rtol=1e-4, atol=1e-5, msg=lambda m, at=(step, name): f"{at}: {m}")

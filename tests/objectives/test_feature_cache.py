@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from mmscale.objectives.captioning import Captioning
 from mmscale.objectives.contrastive import Contrastive, side_of
 from mmscale.objectives.feature_cache import Collector, Replayed, collect, replay, wanted
 from mmscale.objectives.masked_image import MaskedImage
+from tests.model.streams import GRIDS, MODALITIES, NATIVE, stream_batch
 from tests.model.tiny import Row, make_batch, random_rows, tiny_model
 from tests.objectives.ranks import run_ranks
 
 ROWS = [*random_rows(3), Row(image=False), *random_rows(4, seed=1), Row(image=False), Row(caption=None), *random_rows(2, seed=2)]
 """Twelve samples: quarters of three hold 3, 2, 2 and 2 pairs."""
+HEARD = [replace(row, image=False) for row in random_rows(8)]
+"""Beside the items of `GRIDS`."""
 GLOBAL = Contrastive(weight=1.0, negatives="global")
 OTHERS: list[Objective] = [Captioning(weight=1.0), MaskedImage(weight=1.0)]
 
@@ -33,12 +37,12 @@ def forward_of(model: MMScaleModel) -> feature_cache.Forward:
     return forward
 
 
-def gradients(micro: list[Batch], dropout: float = 0.0) -> dict[str, Any]:
+def gradients(micro: list[Batch], model: MMScaleModel | None = None) -> dict[str, Any]:
     """Losses and gradients of micro-batches one after the other, with the negatives of all."""
-    model, totals = tiny_model(dropout=dropout), {}
+    model, totals = model or tiny_model(), {}
     contrastive: list[Objective] = [GLOBAL] * len(micro)
     if wanted([GLOBAL], len(micro)):
-        contrastive = [*replay(collect(forward_of(model), micro, [GLOBAL, *OTHERS], dropout), 1.0)]
+        contrastive = [*replay(collect(forward_of(model), micro, [GLOBAL, *OTHERS], 0.0), 1.0)]
     for index, (batch, objective) in enumerate(zip(micro, contrastive, strict=True)):
         torch.manual_seed(index)
         terms = model(batch, [objective, *OTHERS])
@@ -58,12 +62,31 @@ def on_rank(rank: int, ranks: int, micro: int) -> dict[str, Any]:
 def test_equals_one_large_batch(tmp_path: Path, ranks: int, micro: int) -> None:
     expected = gradients([make_batch(ROWS)])
     parts = run_ranks(on_rank, ranks, tmp_path, micro) if ranks > 1 else [on_rank(0, 1, micro)]
+    assert_sum(parts, expected)
+
+
+def assert_sum(parts: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    """Losses and gradients of the parts sum up to what is expected."""
     for name, loss in expected["losses"].items():
         assert sum(p["losses"][name] for p in parts) == pytest.approx(loss, rel=1e-6)
     largest = max(g.abs().max().item() for g in expected["grads"].values())
     for name, grad in expected["grads"].items():
         worst = (sum(p["grads"][name] for p in parts) - grad).abs().max().item() / largest
         assert worst < 1e-6, (name, worst)
+
+
+@pytest.mark.parametrize("kind", [MODALITIES, NATIVE], ids=["squares", "native"])
+def test_samples_of_sound_and_clips_alone_have_the_negatives_of_all(kind: dict[str, Any]) -> None:
+    def halves(size: int) -> list[Batch]:
+        firsts = range(0, len(HEARD), size)
+        return [stream_batch(model, HEARD[f : f + size], {n: g[f : f + size] for n, g in GRIDS.items()}, f) for f in firsts]
+
+    model = tiny_model(modalities=kind)
+    expected = gradients(halves(8), model)
+    assert all(g is not None for g in expected["grads"].values())
+    assert GLOBAL.count(halves(8)[0]) == 6  # an image and a clip; an image and sound; sound; a clip; all; a series
+    model = tiny_model(modalities=kind)
+    assert_sum([gradients(halves(4), model)], expected)
 
 
 def test_without_the_cache_the_negatives_are_others() -> None:

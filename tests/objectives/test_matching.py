@@ -81,7 +81,7 @@ def test_hard_negatives_are_lower_states_used_again_not_encoded_again() -> None:
     for layer in (*model.image_layers, *model.text_layers):
         layer.register_forward_hook(lambda module, args, out: encoded.append(len(out)))
     fused: list[int] = []
-    model.fusion_layers[0].register_forward_hook(lambda module, args, out: fused.append(len(args[0])))
+    model.fusion_layers[0].register_forward_hook(lambda module, args, out: fused.append(len(args[0][0])))
     model(batch, [o for o in all_objectives(task=False) if o.name == "matching"])
     images, tokens = len(batch.image_rows_N), len(batch.caption.ids_T) + len(batch.text.ids_T)
     assert sorted(encoded) == sorted([images, tokens] + [images * 5] * 2 + [tokens] * 2)
@@ -91,8 +91,9 @@ def test_hard_negatives_are_lower_states_used_again_not_encoded_again() -> None:
 def test_a_negative_is_what_encoding_the_wrong_pair_would_give() -> None:
     model, rows = tiny_model().eval(), random_rows(4)
     batch = make_batch(rows)
-    lower = model.lower(batch, torch.zeros(0, dtype=torch.int64))
-    image_rows, text_rows = model._negatives(batch, Wanted(matching=True), lower)
+    percepts = model.lay_out(batch)
+    lower = model.lower(batch, percepts)
+    image_rows, text_rows = model._negatives(batch, Wanted(matching=True), lower, percepts)
     logits = model.run(batch, Wanted(matching=True)).match_logits_R
     for k in range(4):
         i, t = int(image_rows[k]), int(text_rows[k])

@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from mmscale.checkpoint.model_folder import model_weights
 from mmscale.checkpoint.reader import StateReader
 from mmscale.config import GuardConfig
+from mmscale.guard import Gate
 from mmscale.hooks.guard import GuardHook
+from mmscale.objectives.masked_image import MaskedImage
 from mmscale.run_folder import RunFolder
 from mmscale.step import StepSums
 from mmscale.world import World
-from tests.model.tiny import make_batch, random_rows
+from tests.model.streams import GRIDS, MODALITIES, stream_batch
+from tests.model.tiny import make_batch, random_rows, tiny_model
 from tests.objectives.ranks import run_ranks
 from tests.training.alone import Alone
 from tests.training.runs import STAGE, losses, records, run_grid, write_stage
@@ -112,6 +115,31 @@ def test_past_the_budget_the_good_state_is_committed_and_the_run_fails(alone: Al
     code, out, err = alone(stage, f"run={run}", "train.steps=9", "train.ema_decay=0.9")  # what spoiled it is gone
     assert code == 0, out + err
     assert [r["skipped_steps"] for r in records(run / "metrics.jsonl")] == [0, 0, 0, 1, 2, 3, 3, 3, 3]
+
+
+def traced(rank: int, ranks: int) -> list[bool]:
+    """Whether each of two micro-batches is named, the first with a gradient that is not finite; of sound, clips and texts alone."""
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed("gloo", verbose=False)
+    model, nothing, found = tiny_model(modalities=MODALITIES), {name: [None] * 8 for name in GRIDS}, []
+    config = {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}, "zero_allow_untested_optimizer": True}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters(), fused=True), config=config)
+    gate, objective = Gate(engine, *model.embeddings()), MaskedImage(weight=1.0)
+    for name in ("audio", "video", "other"):
+        for bad in (True, False):
+            loss = engine(stream_batch(model, grids=nothing | {name: GRIDS[name]}), [objective])["masked_image"].sum
+            trace = gate.backward(loss + (0 * loss).sqrt() if bad else loss, 1)
+            found.append(bool(trace.isnan()))
+            engine.zero_grad()
+    return found
+
+
+def test_a_micro_batch_of_sound_alone_is_named(tmp_path: Path) -> None:
+    (got,) = run_ranks(traced, 1, tmp_path)
+    assert got == [True, False] * 3
 
 
 def guarded(rank: int, ranks: int, flags: list[int], late: int, config: GuardConfig, folder: str) -> list[tuple[int, int, bool]]:

@@ -16,6 +16,7 @@ from mmscale.engine import Trainee, build_engine
 from mmscale.memory import Kernels, Memory, activations, estimate, workspace
 from mmscale.model.sequences import Wanted
 from tests.model.live import Live
+from tests.model.streams import GRIDS, MODALITIES, NATIVE, stream_batch
 from tests.model.test_forward import total
 from tests.model.tiny import all_objectives, make_batch, random_rows, tiny_model
 from tests.objectives.ranks import run_ranks
@@ -44,6 +45,36 @@ def test_activations_are_those_that_autograd_keeps(case: dict[str, Any], dtype: 
     kernels, recompute = Kernels(width=dtype.itemsize, cuda=False), str(model.config.activation_checkpointing)
     expected = activations(model.config, counts, kernels, recompute)
     assert expected == pytest.approx(kept, rel=0.05)
+    assert expected + workspace(model.config, counts, kernels, recompute) == pytest.approx(live.peak, rel=0.1)
+
+
+ITEMS = [
+    {"modalities": NATIVE},
+    {"modalities": MODALITIES, "positions": "rotary"},
+    {"modalities": NATIVE, "positions": "rotary", "qk_norm": False},
+    {"modalities": NATIVE, "activation_checkpointing": "selective"},
+    {"positions": "rotary"},
+    {"positions": "rotary", "qk_norm": False},
+    {"image": {"leading_tokens": 2}, "text": {"hidden_size": 32, "num_heads": 1, "layers": 3}},
+]
+
+
+@pytest.mark.parametrize("case", ITEMS, ids=str)
+def test_activations_of_items_of_every_modality_are_estimated(case: dict[str, Any]) -> None:
+    model, objectives = tiny_model(unimodal_layers=3, fusion_layers=3, hidden_size=64, **case), all_objectives()
+    rows, grids = random_rows(24, longest=20), {name: [g for g in of for _ in range(3)] for name, of in GRIDS.items()}
+    batch = stream_batch(model, rows, grids)
+    if not model.modalities:
+        batch = make_batch(rows)
+        batch.kept_NK, batch.patch_mask_NP = torch.tensor([0, 2, 3]).expand(24, -1), batch.patch_mask_NP[:, :3]
+    counts = count(model.config, batch, Wanted.of(objectives))
+    with Live(*model.parameters()) as live:
+        loss = total(model, batch, objectives)
+        kept, live.peak = live.bytes(), 0
+        loss.backward()
+    kernels, recompute = Kernels(width=4, cuda=False), str(model.config.activation_checkpointing)
+    expected = activations(model.config, counts, kernels, recompute)
+    assert expected == pytest.approx(kept, rel=0.03)
     assert expected + workspace(model.config, counts, kernels, recompute) == pytest.approx(live.peak, rel=0.1)
 
 

@@ -60,6 +60,15 @@ def test_layers_are_counted_from_the_heads_down_for_each_tower() -> None:
     assert list(distances(names).values()) == [6, 5, 3, 4, 3, 2, 1, 0, 0]
 
 
+def test_experts_of_modalities_are_as_deep_as_that_of_images() -> None:
+    net = tiny_model(modalities={"audio": {"mels": 16, "patch": 8, "max_seconds": 0.4, "expert": "ears"}})
+    below = distances([name for name, _ in net.named_parameters()])
+    assert below["expert_layers.ears.0.expert.up.bias"] == below["image_layers.0.expert.up.bias"] == 4
+    assert below["fusion_layers.1.experts.ears.up.bias"] == 1
+    assert below["patch_embeddings.audio.patch_bias"] == below["image_embedding.patch_bias"] == 5
+    assert below["patch_heads.audio.linear.bias"] == 0
+
+
 def test_the_rate_of_a_group_falls_with_the_depth_of_its_layer() -> None:
     net = tiny_model(unimodal_layers=1, fusion_layers=1)
     groups = parameter_groups(net, OptimizerConfig(layer_decay=0.5, head_lr_ratio=3.0))

@@ -116,6 +116,7 @@ def _load_text(model: MMScaleModel, source: Source, family: TextFamily, shape: T
             f"`model.init_text_from`: {source.folder!r} has a vocabulary of {len(words)}, data.tokenizer one of {model.config.vocab_size}. "
             "Set data.tokenizer to the checkpoint's folder."
         )
+    assert model.text_embedding.positions is not None  # ModelConfig refuses a checkpoint with rotary positions
     positions, table = family.positions(source), model.text_embedding.positions.weight.detach().clone()
     rows = min(len(positions), len(table))
     table[:rows] = positions[:rows]

@@ -1,0 +1,125 @@
+"""Sound as log-mel patches. Source: Gong et al. 2021 (AST), section 2.1, here with patches that do not overlap.
+
+Shape letters: N samples, P patches, C values of a patch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.modalities.mel import Floats, log_mel
+from mmscale.modalities.modality import Change, Grid, Modality
+from shards.configfile import need
+from shards.errors import SampleError
+from shards.sample import AUDIO_EXTENSIONS, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio(Modality):
+    """The sample's sound: decoded, mixed to mono, resampled, log-mel, cut into squares of bands x frames."""
+
+    kind: str = "audio"
+    sample_rate: int = 16000
+    """Hz that the sound is resampled to."""
+    max_seconds: float = 10.0
+    """Seconds from its beginning that are heard; shorter sound has fewer patches."""
+    mels: int = 128
+    """Mel bands; patch divides them."""
+    mel_scale: Literal["slaney", "htk"] = "slaney"
+    """The mel scale: slaney as Whisper and librosa, htk as Kaldi and AST."""
+    window_ms: float = 25.0
+    """Milliseconds of a spectrum's window."""
+    hop_ms: float = 10.0
+    """Milliseconds between spectra."""
+    patch: int = 16
+    """Mel bands, and frames, of a patch."""
+
+    @property
+    def values(self) -> int:
+        """A square of the spectrogram."""
+        return self.patch**2
+
+    @property
+    def grid(self) -> Grid:
+        """Time by bands of the longest sound."""
+        return math.ceil(self.max_seconds * self.sample_rate / self._patch_samples), self.mels // self.patch, 1
+
+    def check(self, where: str) -> None:
+        """Sizes that go into one another."""
+        for key in ("sample_rate", "max_seconds", "mels", "patch", "window_ms", "hop_ms"):
+            need(getattr(self, key) > 0, f"`{where}.{key}` must be above 0; got {getattr(self, key)}.")
+        need(self.mels % self.patch == 0, f"`{where}.patch` must divide mels = {self.mels}; got {self.patch}.")
+        for key in ("window_ms", "hop_ms"):
+            exact = self.sample_rate * getattr(self, key) / 1000
+            need(exact >= 1 and exact == round(exact), f"`{where}.{key}` must be whole samples at {self.sample_rate} Hz; got {exact:g}.")
+
+    def read(self, sample: Sample, out_PC: NDArray[Any], change: Change) -> Grid | None:
+        """Decode, pad with silence to whole patches, cut along time, then along bands."""
+        part = next((sample.parts[e] for e in AUDIO_EXTENSIONS if e in sample.parts), None)
+        if part is None:
+            return None
+        wave_N = decode_audio(part, self.sample_rate, round(self.max_seconds * self.sample_rate), key=sample.key)
+        long, bands = math.ceil(len(wave_N) / self._patch_samples), self.mels // self.patch
+        window = round(self.sample_rate * self.window_ms / 1000)
+        wave_N = np.pad(wave_N, (0, long * self._patch_samples - len(wave_N)))
+        heard = log_mel(wave_N, rate=self.sample_rate, bands=self.mels, window=window, hop=self._hop, scale=self.mel_scale)
+        cut = heard.reshape(long, self.patch, bands, self.patch).transpose(0, 2, 3, 1)  # (time, band, y = band, x = frame)
+        np.copyto(out_PC[: long * bands].reshape(cut.shape), cut)
+        return long, bands, 1
+
+    @property
+    def _hop(self) -> int:
+        return round(self.sample_rate * self.hop_ms / 1000)
+
+    @property
+    def _patch_samples(self) -> int:
+        return self._hop * self.patch
+
+
+def decode_audio(data: bytes, rate: int, most: int, *, key: str = "") -> Floats:
+    """Decode the beginning of a sound to mono.
+
+    Args:
+        data: flac, wav, mp3, ogg, opus, m4a: whatever FFmpeg knows.
+        rate: Hz of the result.
+        most: samples that are enough.
+        key: the sample's key, for the error.
+
+    Returns:
+        (N,) float32, 1 <= N <= most.
+
+    Raises:
+        SampleError: the bytes are no sound, or hold none.
+    """
+    parts: list[Floats] = []
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            if not container.streams.audio:
+                raise SampleError(key, "undecodable", "the audio part has no sound")
+            resampler, heard = av.AudioResampler(format="fltp", rate=rate), 0
+            for frame in container.decode(container.streams.audio[0]):
+                parts += [_samples(out) for out in resampler.resample(frame)]
+                heard = sum(map(len, parts))
+                if heard >= most:
+                    break
+            if heard < most:
+                parts += [_samples(out) for out in resampler.resample(None)]
+    except (av.FFmpegError, ValueError, EOFError) as e:
+        raise SampleError(key, "undecodable", f"the audio does not decode ({' '.join(str(e).split())})") from e
+    wave_N: Floats = np.concatenate(parts)[:most] if parts else np.empty(0, np.float32)
+    if not len(wave_N):
+        raise SampleError(key, "undecodable", "the audio has no samples")
+    return wave_N
+
+
+def _samples(frame: av.AudioFrame) -> Floats:
+    # the mean, as shards write takes it: FFmpeg's own mix of two equal channels is louder than either
+    mono_N: Floats = np.asarray(frame.to_ndarray(), np.float32).mean(axis=0)
+    return mono_N

@@ -1,0 +1,67 @@
+"""Log-mel spectrograms in numpy, equal to transformers' WhisperFeatureExtractor (a test compares them).
+
+Mel scale: slaney (linear below 1 kHz, logarithmic above) with slaney's normalisation by bandwidth, or htk (logarithmic throughout) without.
+Sources: Radford et al. 2022 (Whisper), section 2.2; Slaney 1998, Auditory Toolbox; Young et al. 2002, The HTK Book, section 5.4.
+
+Shape letters: N samples, T frames, W window, F frequencies, B mel bands.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+_SLANEY_STEP, _SLANEY_BREAK, _SLANEY_LOG = 200.0 / 3, 1000.0, np.log(6.4) / 27
+_FLOOR, _RANGE = 1e-10, 8.0
+
+
+def log_mel(wave_N: Floats, *, rate: int, bands: int, window: int, hop: int, scale: str) -> Floats:
+    """Log-mel spectrogram, floored 80 dB below its peak and brought to about [-1, 1]: (log10 + 4) / 4.
+
+    Args:
+        wave_N: mono samples in [-1, 1], more than half a window of them.
+        rate: samples a second.
+        bands: mel bands from 0 Hz to half the rate.
+        window: samples of the Hann window, and of the Fourier transform.
+        hop: samples between frames. Frame t is centred on sample t * hop; ends are reflected.
+        scale: slaney or htk.
+
+    Returns:
+        (N // hop, bands) float32.
+    """
+    padded = np.pad(wave_N.astype(np.float64), window // 2, mode="reflect")
+    frames_TW = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: len(wave_N) // hop]
+    hann_W = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    power_TF = np.abs(np.fft.rfft(frames_TW * hann_W, axis=1)) ** 2
+    log_TB = np.log10(np.maximum(power_TF @ mel_filters(rate, bands, window, scale), _FLOOR))
+    log_TB = np.maximum(log_TB, log_TB.max() - _RANGE)
+    heard_TB: Floats = ((log_TB + 4.0) / 4.0).astype(np.float32)
+    return heard_TB
+
+
+@lru_cache(maxsize=8)
+def mel_filters(rate: int, bands: int, window: int, scale: str) -> NDArray[np.float64]:
+    """Triangular filters, (window // 2 + 1, bands): each rises from its left neighbour's centre and falls to its right one's."""
+    edges = _hertz(np.linspace(0.0, _mel(np.array(rate / 2), scale), bands + 2), scale)
+    frequencies_F1 = np.linspace(0, rate / 2, window // 2 + 1)[:, None]
+    rising = (frequencies_F1 - edges[None, :-2]) / np.diff(edges)[None, :-1]
+    falling = (edges[None, 2:] - frequencies_F1) / np.diff(edges)[None, 1:]
+    filters_FB = np.maximum(0.0, np.minimum(rising, falling))
+    return filters_FB * (2.0 / (edges[2:] - edges[:-2])) if scale == "slaney" else filters_FB
+
+
+def _mel(hertz: NDArray[np.float64], scale: str) -> NDArray[np.float64]:
+    if scale == "htk":
+        return np.asarray(2595.0 * np.log10(1.0 + hertz / 700.0))
+    above = _SLANEY_BREAK / _SLANEY_STEP + np.log(np.maximum(hertz, _SLANEY_BREAK) / _SLANEY_BREAK) / _SLANEY_LOG
+    return np.where(hertz < _SLANEY_BREAK, hertz / _SLANEY_STEP, above)
+
+
+def _hertz(mel: NDArray[np.float64], scale: str) -> NDArray[np.float64]:
+    if scale == "htk":
+        return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
+    start = _SLANEY_BREAK / _SLANEY_STEP
+    return np.where(mel < start, mel * _SLANEY_STEP, _SLANEY_BREAK * np.exp(_SLANEY_LOG * (np.maximum(mel, start) - start)))

@@ -1,0 +1,144 @@
+"""What a modality is: the settings and the way from a part of a sample to patches. The model side is the same for all.
+
+Shape letters: P patches of an item, C numbers in a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards import configfile
+from shards.configfile import need
+from shards.errors import ConfigError
+from shards.sample import Sample
+
+Grid = tuple[int, int, int]
+"""Patches of an item along time, height and width; a modality without an axis has 1 there."""
+Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""The augmentation of one position, of a (height, width, 3) uint8 picture."""
+
+KINDS = {
+    "image": "mmscale.modalities.image:NativeImage",
+    "audio": "mmscale.modalities.audio:Audio",
+    "video": "mmscale.modalities.video:Video",
+}
+"""Kinds that need no path; any other `kind` is `package.module:Class`."""
+FIRST = ("image", "video", "audio")
+"""Order of a sample's items: the first one that it has stands for the sample in contrastive learning."""
+PERCEPTION = "perception"
+"""The expert that modalities share unless they name another one."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One entry of `model.modalities`. A key that is null takes the `model` key of the same name."""
+
+    kind: str = "???"
+    """image, audio, video, or `package.module:Class` of a class of one's own; the entry's name where it is left out."""
+    expert: str = PERCEPTION
+    """Whose weights its tokens go through: `perception` is shared, another name is an expert of its own."""
+
+    @property
+    def values(self) -> int:
+        """C, numbers in a patch."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> str:
+        """`uint8` for RGB, laid out (colour, ...), which the model standardises; `float32` for numbers that it takes as they are."""
+        return "float32"
+
+    @property
+    def grid(self) -> Grid:
+        """Cells of the learned position table; at least every grid that `read` returns, unless positions are interpolated."""
+        raise NotImplementedError
+
+    @property
+    def max_patches(self) -> int:
+        """Most patches of an item, for which memory is held."""
+        return math.prod(self.grid)
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether items of other heights and widths than the position table's stretch it to theirs."""
+        return False
+
+    def check(self, where: str) -> None:
+        """Raise ConfigError for settings that cannot work; `where` is the entry's key."""
+
+    def read(self, sample: Sample, out_PC: NDArray[Any], change: Change) -> Grid | None:
+        """Turn what a sample has of this modality into patches. Threads call this at once.
+
+        Args:
+            sample: a sample.
+            out_PC: (max_patches, values) of `dtype`; the first patches are written, in the order (time, height, width).
+            change: augmentation, for pictures.
+
+        Returns:
+            The item's grid, or None where the sample has no such part.
+
+        Raises:
+            SampleError: the part does not decode; the sample becomes a row of weight 0.
+        """
+        raise NotImplementedError
+
+
+def build_modalities(model: Any) -> dict[str, Modality]:
+    """Build the entries of `model.modalities`, in the order of a sample's items.
+
+    Args:
+        model: the `model` section of a stage file, or a model's configuration.
+
+    Raises:
+        ConfigError: an unknown kind or key, or settings that cannot work.
+    """
+    entries: Mapping[str, Any] = model.modalities or {}
+    names = sorted(entries, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    return {name: _build(name, entries[name], model) for name in names}
+
+
+def experts_of(modalities: Mapping[str, Modality]) -> list[str]:
+    """The perception experts: the shared one first, then those that modalities name, in their order."""
+    return list(dict.fromkeys([PERCEPTION, *(m.expert for m in modalities.values())]))
+
+
+def _build(name: str, entry: Any, model: Any) -> Modality:
+    where = f"model.modalities.{name}"
+    need(isinstance(entry, Mapping), f"`{where}` must be a mapping such as {{kind: audio}}, or the name of a part; got {entry!r}.")
+    need(name.isidentifier() and name != "text", f"`{where}`: the name must be a word of letters and digits other than `text`.")
+    kind = str(entry.get("kind", name))
+    need((name == "image") == (kind == "image"), f"`{where}.kind`: `image` is the kind of the entry `image` and of no other; got {kind}.")
+    loaded = configfile.build(_class_of(kind, where), [(where, {**entry, "kind": kind})])
+    inherited = {
+        f.name: getattr(model, f.name) for f in dataclasses.fields(loaded) if getattr(loaded, f.name) is None and hasattr(model, f.name)
+    }
+    built: Modality = dataclasses.replace(loaded, **inherited)
+    need(
+        built.expert.isidentifier() and built.expert != "text",
+        f"`{where}.expert` must be `perception` or a word of its own, and not `text`; got {built.expert!r}.",
+    )
+    built.check(where)
+    return built
+
+
+def _class_of(kind: str, where: str) -> type[Modality]:
+    module, colon, name = KINDS.get(kind, kind).partition(":")
+    if not colon:
+        raise ConfigError(f"`{where}.kind` must be {', '.join(KINDS)} or `package.module:Class`; got {kind!r}.")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ConfigError(f"`{where}.kind`: {kind!r} cannot be imported: {e}. Name an importable module and a class in it.") from e
+    if not (isinstance(found, type) and issubclass(found, Modality)):
+        raise ConfigError(f"`{where}.kind`: {kind!r} is no subclass of mmscale.modalities.modality.Modality.")
+    return found
