@@ -83,6 +83,8 @@ class Cluster:
     def hurry(self, job: str) -> None:
         """Have a requeued job start at once: SLURM lets it wait for two minutes."""
         wait_for(lambda: self.job(job)["JobState"] == "PENDING", 60)
+        # started within the second in which its last attempt ends, it meets the remains of that and fails
+        wait_for(lambda: not self.processes("slurm_script") and not self.processes(f"[{job}."), 60)
         deadline = time.monotonic() + 60
         while self.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False).returncode != 0:
             assert time.monotonic() < deadline
