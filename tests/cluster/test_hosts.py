@@ -93,7 +93,8 @@ def test_hosts_are_those_chosen_and_the_end_is_told(jobs: Jobs, hostfile: Path) 
 
 def test_host_that_is_cut_off_is_named_and_the_relaunch_equals_an_undisturbed_run(jobs: Jobs, hostfile: Path) -> None:
     whole = start(jobs, "whole", hostfile, "torchrun", "run", module="mmscale.train")
-    assert whole.wait(600) == 0, whole.communicate()
+    out, err = whole.communicate(timeout=600)
+    assert whole.returncode == 0, out + err
     process = start(jobs, "cut", hostfile, "deepspeed", "run", module=TRAIN, allowed=6)
     jobs.reach("cut", 6)
     cut = time.monotonic()
