@@ -44,7 +44,7 @@ def test_script_runs_by_itself(jobs: Jobs) -> None:
 def test_fault_at_every_start_ends_with_86_and_the_node_is_avoided(jobs: Jobs) -> None:
     options = ["--set", "slurm.restarts=3", "--set", "slurm.node_failures=2"]
     job = jobs.submit("fault", *options, behaviour="fail on n2")
-    wait_for(lambda: len(jobs.history("fault")) == 2, 120)
+    wait_for(lambda: len(jobs.history("fault")) == 2, 240)
     jobs.cluster.hurry(job)
     wait_for(lambda: len(jobs.history("fault")) == 4, 240)
     # the peer of a rank that failed waits as in a collective, until srun ends it: 143, or 137
