@@ -85,10 +85,16 @@ class Cluster:
         wait_for(lambda: self.job(job)["JobState"] == "PENDING", 60)
         # started within the second in which its last attempt ends, it meets the remains of that and fails
         wait_for(lambda: not self.processes("slurm_script") and not self.processes(f"[{job}."), 60)
-        deadline = time.monotonic() + 60
-        while self.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False).returncode != 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        deadline, calm = time.monotonic() + 60, 0
+        while calm < 3:  # the wait may be set after we have looked
+            found = self.job(job)
+            if found["JobState"] != "PENDING":
+                return
+            if found["Reason"] == "BeginTime" or not calm:
+                self.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
+            calm = 0 if found["Reason"] == "BeginTime" else calm + 1
+            assert time.monotonic() < deadline, found
+            time.sleep(1)
 
     def close(self) -> None:
         """End everything."""
