@@ -78,7 +78,7 @@ RECIPES = {
             *("train.precision=fp32", "zero.stage=0"),  # the fastest for so small a model on CPUs
         ),
         pretrain=("train.steps=500", "objectives.masked_image.weight=0"),
-        finetune=("train.steps=7000",),
+        finetune=("train.steps=6300",),
     ),
 }
 

@@ -13,8 +13,8 @@ from mmscale.modalities.modality import build_modalities, experts_of
 
 VOCABULARY = 30_522
 """Entries of the tokenizer where it is not known: BERT's."""
-SAVED_BYTES = 4 + 12
-"""A parameter in a checkpoint: the model in fp32, and fp32 master, first and second moment (docs/architecture.md)."""
+SAVED_BYTES = 12
+"""A parameter in a checkpoint: fp32 master, first and second moment (docs/checkpoints.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ def estimate(config: RunConfig, ranks: int, *, bf16: bool, vocabulary: int = VOC
     average = 4 if config.train.ema_decay is not None else 0
     shares = [1 if stage < 3 else ranks, 1 if stage < 2 else ranks, 1 if stage < 1 else ranks]
     state = count * (width / shares[0] + width / shares[1] + (adam + average) / shares[2])
-    return Estimate(parameters=count, checkpoint_bytes=count * (SAVED_BYTES + 2 * average), state_bytes=int(state))
+    return Estimate(parameters=count, checkpoint_bytes=count * (SAVED_BYTES + average), state_bytes=int(state))
 
 
 def parameters(config: RunConfig, vocabulary: int = VOCABULARY) -> int:

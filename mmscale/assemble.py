@@ -169,8 +169,8 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipp
     model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
     if run.config.lora.rank:
         model["lora"] = plain["lora"]
-    # what decides which parameters form a group of the optimizer's state, and the factors in it
-    model |= {f"optimizer.{k}": plain["optimizer"][k] for k in ("layer_decay", "head_lr_ratio") if plain["optimizer"][k] not in ([], 1)}
+    # a run goes on with the rates by depth that it was begun with
+    model |= {f"optimizer.{k}": plain["optimizer"][k] for k in ("layer_decay", "head_lr_ratio") if plain["optimizer"][k] != 1}
     return RunState(
         step=step,
         samples_seen=samples_seen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 from collections.abc import Callable
 
 import numpy as np
@@ -88,15 +89,12 @@ def decode_fitted(extension: str, data: bytes, fit: Fit, *, key: str = "") -> ND
         SampleError: the bytes are no image, or a truncated or huge one.
     """
     if extension.rpartition(".")[2].lower() in _JPEG:
-        try:
-            height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
-            _check_size(width, height, key)
-            if colour not in ("CMYK", "YCCK") and not _is_rotated(data):
-                rows, columns = fit(height, width)
+        with suppress(ValueError):  # of a damaged file, at which Pillow has a look
+            plain = _plain_size(data, key)
+            if plain is not None:
+                rows, columns = fit(*plain)
                 pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=rows, min_width=columns)
                 return _scaled(Image.fromarray(pixels), rows, columns)
-        except ValueError:
-            pass  # Pillow has a look
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image.width, image.height, key)
@@ -115,10 +113,10 @@ def _decode_jpeg(
 ) -> NDArray[np.uint8] | None:
     """The fast way; None where Pillow must have a look (not a plain JPEG, rotated by EXIF, CMYK, damaged)."""
     try:
-        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height, key)
-        if colour in ("CMYK", "YCCK") or _is_rotated(data):
+        plain = _plain_size(data, key)
+        if plain is None:
             return None
+        height, width = plain
         if size is None:
             return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
         if height == width == size and short_side in (None, size):
@@ -132,6 +130,13 @@ def _decode_jpeg(
         return _resize(Image.fromarray(pixels), size, short_side, out)
     except ValueError:
         return None
+
+
+def _plain_size(data: bytes, key: str) -> tuple[int, int] | None:
+    """Height and width of a JPEG that the fast decoder shows as it is meant; None of one that is rotated by EXIF, or CMYK."""
+    height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    _check_size(width, height, key)
+    return None if colour in ("CMYK", "YCCK") or _is_rotated(data) else (height, width)
 
 
 def _decode_pillow(

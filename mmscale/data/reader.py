@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 
 from mmscale.data.arena import ArenaPool, Bytes, page_locked, pageable
 from mmscale.data.decode import decode_image
-from mmscale.data.statistics import READ_TOGETHER, LoaderStatistics, StoreMeter, Work
+from mmscale.data.statistics import LOCATED_TOGETHER, READ_TOGETHER, LoaderStatistics, StoreMeter, Work
 from shards.errors import ConfigError, SampleError
 from shards.order import GlobalOrder
 from shards.read import ShardReader
 from shards.sample import Sample
 
-LOCATED_TOGETHER = 16
-"""Batches whose places in the shards are found in one call."""
 
 
 @dataclass(slots=True)
@@ -167,7 +165,7 @@ class ImageBatches:
             yield begin, min(begin + self.batch_size, stop), min(start + step, stop)
 
     def _located(self) -> Iterator[tuple[NDArray[np.int64], list[tuple[int, int]], int]]:
-        """Yield (positions, their (shard, row), samples seen after it) of each batch, several located at once: a call costs as much as 64."""
+        """Yield (positions, their (shard, row), samples seen after it) of each batch, several located at once."""
         ranges = self._ranges()
         while group := list(islice(ranges, LOCATED_TOGETHER)):
             positions = np.concatenate([np.arange(begin, end) for begin, end, _ in group])

@@ -11,6 +11,8 @@ from shards.store.statistics import StoreStatistics
 
 READ_TOGETHER = 16
 """Samples that a thread reads before it decodes them: a decode drives the reading's code and data out of the core's caches."""
+LOCATED_TOGETHER = 16
+"""Batches whose places in the shards are found in one call: finding 64 places takes half as long as finding 1,024."""
 NOTHING = StoreStatistics()
 
 

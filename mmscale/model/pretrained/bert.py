@@ -10,18 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from mmscale.model.pretrained.family import Found, TextFamily
-from mmscale.model.pretrained.shape import TextShape, activation_of
+from mmscale.model.pretrained.shape import TextShape, activation_of, stack
 from mmscale.model.pretrained.source import Source
 
 
 def _shape(config: Any, positions: int) -> TextShape:
     return TextShape(
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        mlp=config.intermediate_size,
-        layers=config.num_hidden_layers,
-        activation=activation_of(config.hidden_act),
-        eps=config.layer_norm_eps,
+        **stack(config),
         embedding_norm=True,
         projection=None,
         positions=positions,

@@ -10,19 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from mmscale.model.pretrained.family import Found, ImageFamily, TextFamily
-from mmscale.model.pretrained.shape import ImageShape, TextShape, activation_of, side
+from mmscale.model.pretrained.shape import ImageShape, TextShape, side, stack
 from mmscale.model.pretrained.source import Source
 
 
 def _text_shape(config: Any) -> TextShape:
     own = getattr(config, "text_config", config)
     return TextShape(
-        width=own.hidden_size,
-        heads=own.num_attention_heads,
-        mlp=own.intermediate_size,
-        layers=own.num_hidden_layers,
-        activation=activation_of(own.hidden_act),
-        eps=own.layer_norm_eps,
+        **stack(own),
         embedding_norm=False,
         projection=config.projection_dim,
         positions=own.max_position_embeddings,
@@ -34,12 +29,7 @@ def _text_shape(config: Any) -> TextShape:
 def _image_shape(config: Any) -> ImageShape:
     own = getattr(config, "vision_config", config)
     return ImageShape(
-        width=own.hidden_size,
-        heads=own.num_attention_heads,
-        mlp=own.intermediate_size,
-        layers=own.num_hidden_layers,
-        activation=activation_of(own.hidden_act),
-        eps=own.layer_norm_eps,
+        **stack(own),
         embedding_norm=True,
         projection=config.projection_dim,
         channels=own.num_channels,

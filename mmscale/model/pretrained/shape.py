@@ -65,6 +65,18 @@ class ImageShape(TowerShape):
     """Trained on images of their own aspect ratio."""
 
 
+def stack(config: Any) -> dict[str, Any]:
+    """Fields of a tower's shape that most of transformers' configurations have under the same names."""
+    return {
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "mlp": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "activation": activation_of(config.hidden_act),
+        "eps": config.layer_norm_eps,
+    }
+
+
 def side(value: Any) -> int:
     """The side of a square that a configuration gives as a number or as a pair."""
     pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)

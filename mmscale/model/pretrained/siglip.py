@@ -6,6 +6,7 @@ over (y, x, colour). The image is pooled by attention and not projected: the pro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,19 +14,14 @@ from torch import Tensor
 
 from mmscale.model.pretrained.clip import encoder_layer, patch, positions
 from mmscale.model.pretrained.family import Found, ImageFamily, TextFamily
-from mmscale.model.pretrained.shape import ImageShape, TextShape, activation_of, side
+from mmscale.model.pretrained.shape import ImageShape, TextShape, side, stack
 from mmscale.model.pretrained.source import Source
 
 
 def _text_shape(config: Any) -> TextShape:
     own = getattr(config, "text_config", config)
     return TextShape(
-        width=own.hidden_size,
-        heads=own.num_attention_heads,
-        mlp=own.intermediate_size,
-        layers=own.num_hidden_layers,
-        activation=activation_of(own.hidden_act),
-        eps=own.layer_norm_eps,
+        **stack(own),
         embedding_norm=False,
         projection=own.projection_size,
         positions=own.max_position_embeddings,
@@ -40,12 +36,7 @@ def _image_shape(config: Any) -> ImageShape:
     own = getattr(config, "vision_config", config)
     flexible = hasattr(own, "num_patches")
     return ImageShape(
-        width=own.hidden_size,
-        heads=own.num_attention_heads,
-        mlp=own.intermediate_size,
-        layers=own.num_hidden_layers,
-        activation=activation_of(own.hidden_act),
-        eps=own.layer_norm_eps,
+        **stack(own),
         embedding_norm=False,
         projection=own.hidden_size,
         channels=own.num_channels,
@@ -103,13 +94,4 @@ SIGLIP_IMAGE = ImageFamily(
     layer=encoder_layer,
     top=_image_top,
 )
-SIGLIP2_IMAGE = ImageFamily(
-    types=("siglip2", "siglip2_vision_model"),
-    shape=_image_shape,
-    patch=_flexible_patch,
-    leading=_no_leading,
-    positions=positions,
-    layer=encoder_layer,
-    top=_image_top,
-    interpolation="bilinear",
-)
+SIGLIP2_IMAGE = replace(SIGLIP_IMAGE, types=("siglip2", "siglip2_vision_model"), patch=_flexible_patch, interpolation="bilinear")

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 
 from mmscale.model.pretrained.family import Found, ImageFamily
-from mmscale.model.pretrained.shape import ImageShape, activation_of, side
+from mmscale.model.pretrained.shape import ImageShape, side, stack
 from mmscale.model.pretrained.source import Source
 
 
 def _shape(config: Any) -> ImageShape:
     return ImageShape(
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        mlp=config.intermediate_size,
-        layers=config.num_hidden_layers,
-        activation=activation_of(config.hidden_act),
-        eps=config.layer_norm_eps,
+        **stack(config),
         embedding_norm=False,
         projection=None,
         channels=config.num_channels,
