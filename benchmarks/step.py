@@ -145,7 +145,7 @@ def prepare(run: Run, steps: int) -> list[tuple[Batch, Tensor]]:
     found = []
     with open_loader(run, None) as loader:
         for _, step in zip(range(steps), loader, strict=False):
-            counts_K, _, _ = agree(run.world, run.objectives, step.host, 0, False)
+            counts_K, _ = agree(run.world, run.objectives, step.host, 0, False)
             found.append((step.micro[0], weights_K / counts_K.clamp(min=1).float()))
     return found
 

@@ -95,7 +95,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
         objectives=objectives,
         trainee=trainee,
         engine=engine,
-        gate=Gate(engine, *model.embeddings()),
+        gate=Gate(engine, config.train.clip_norm, *model.embeddings()),
         average=None if decay is None else MovingAverage(engine, model, decay),
         reports=reports,
     )

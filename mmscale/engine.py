@@ -45,6 +45,15 @@ class Trainee(nn.Module):
         return (sums_K * factors_K).sum(), sums_K.detach(), logs
 
 
+def clips_itself(zero: ZeroConfig, dtype: torch.dtype) -> bool:
+    """Whether `mmscale.guard.Gate` works out the gradient norm and clips, and not DeepSpeed.
+
+    Under ZeRO 1 and 2 DeepSpeed 0.19.8 looks at every parameter's gradient by itself, for numbers that are not finite and for its norm:
+    some 15 kernels a parameter and step, and waits for the device. It can be told not to, but for an offloaded optimizer and ZeRO 3.
+    """
+    return zero.offload_optimizer == "none" and (zero.stage in (1, 2) or (zero.stage == 0 and dtype == torch.float32))
+
+
 def zero_options(zero: ZeroConfig, trained: int, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's `zero_optimization` section.
 
@@ -63,17 +72,20 @@ def zero_options(zero: ZeroConfig, trained: int, device: torch.device) -> dict[s
 
 def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, trained: int, device: torch.device) -> dict[str, Any]:
     """Derive DeepSpeed's configuration; nobody writes it by hand."""
+    own = clips_itself(config.zero, dtype)
     derived: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": config.train.clip_norm,
+        "gradient_clipping": 0.0 if own else config.train.clip_norm,
         "steps_per_print": 2**31,
         "zero_optimization": zero_options(config.zero, trained, device),
         "zero_force_ds_cpu_optimizer": False,
     }
+    if own and config.zero.stage:
+        derived["zero_optimization"]["compute_grad_norm"] = False
     if dtype == torch.bfloat16:
-        derived["bf16"] = {"enabled": True}
+        derived["bf16"] = {"enabled": True, "check_grad_overflow": not own}
         if plan.accumulation > 1 and config.zero.stage >= 1:
             derived["data_types"] = {"grad_accum_dtype": "fp32"}
     return derived

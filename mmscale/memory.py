@@ -209,7 +209,7 @@ def _layer(shape: MMScaleConfig, part: _Part, rows: int, kernels: Kernels, recom
     dropped = 2 * d * (1 if kernels.cuda else w) if shape.dropout else 0
     fed = rows * (2 * d * w + 8 + 2 * mlp * w + dropped)
     read = rows * d * w  # attention's result as the output layer reads it
-    if part.stack.dense and (kernels.cuda or w == 4):
+    if _direct(part, kernels):
         read = 0  # the very tensor
     return _projected(shape, part, kernels) + _attention_inputs(part, kernels) + out + read + fed
 
@@ -218,7 +218,7 @@ def _projected(shape: MMScaleConfig, part: _Part, kernels: Kernels) -> float:
     """Kept by the norm, the projection and the norms of queries and keys."""
     d, w, heads, tokens = part.expert.width, kernels.width, part.expert.heads, part.stack.tokens
     kept = 2 * d * w + 8
-    direct = part.stack.dense and (kernels.cuda or w == 4)  # attention reads the projection itself, not a copy
+    direct = _direct(part, kernels)
     if not shape.qk_norm:
         turned = 2 if shape.positions == "rotary" else 0  # queries and keys, beside the projection that values are a view of
         return tokens * (kept + ((3 + turned) * d * w if direct else 0))
@@ -228,13 +228,24 @@ def _projected(shape: MMScaleConfig, part: _Part, kernels: Kernels) -> float:
     return tokens * (kept + (5 * d * 4 if w == 4 else 4 * d * 4))
 
 
+def _direct(part: _Part, kernels: Kernels) -> bool:
+    """Whether attention reads the projection itself, not a copy: items alone, or texts alone on a device."""
+    stack = part.stack
+    if stack.dense:
+        return kernels.cuda or kernels.width == 4
+    return kernels.packed and not (stack.perceived and stack.text_tokens)
+
+
 def _attention_inputs(part: _Part, kernels: Kernels) -> float:
-    """Copies of queries, keys and values that attention keeps."""
+    """Copies of queries, keys and values that attention keeps, and projections that it keeps alive as it reads a part of them."""
     d, f, stack = part.expert.width, kernels.attention, part.stack
-    if part.stack.dense:
-        return 0 if kernels.cuda or kernels.width == 4 else stack.tokens * 3 * d * f
-    if kernels.packed:
-        return (3 * stack.prefix + stack.rest + 2 * stack.keys) * d * f
+    if _direct(part, kernels):
+        return 0
+    if stack.dense:
+        return stack.tokens * 3 * d * f
+    if kernels.packed:  # `mmscale.model.packed.FusedPlan`
+        whole, causal = stack.tokens - stack.keys, stack.keys > 0
+        return (3 * whole + 2 * stack.keys + causal * (2 * stack.perceived + stack.text_tokens)) * d * f
     return stack.slots * 3 * d * f
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmscale.data.batch import Batch
 from mmscale.data.loader import StepBatch
 from mmscale.engine import Logs
+from mmscale.late import Late
 from mmscale.objectives import Objective, feature_cache
 from mmscale.optim import learning_rate
 from mmscale.world import World
@@ -63,19 +64,23 @@ class StepSums:
         return losses, {n: total / count for n, (total, count) in zip(names, pairs, strict=True) if count}
 
 
-def agree(world: World, objectives: Sequence[Objective], host: Sequence[Batch], bad: int, stop: bool) -> tuple[Tensor, int, bool]:
+def agree(world: World, objectives: Sequence[Objective], host: Sequence[Batch], bad: int, stop: bool) -> tuple[Tensor, Late]:
     """Sum the valid counts, the bad samples and the stop flags of all ranks, in one collective (all ranks call).
 
     The loss is normalised by the global count of the whole step, so that neither the number of ranks nor accumulation changes it.
 
     Returns:
-        The counts (K,) float64 on the device; bad samples; whether to stop.
+        The counts (K,) float64 on the device; the bad samples, and how many ranks want to stop, for the host when it asks.
     """
     local = [sum(o.count(b) for b in host) for o in objectives] + [float(bad), float(stop)]
-    flat = torch.tensor(local, dtype=torch.float64, device=world.device)
+    flat = to_device(local, world.device)
     dist.all_reduce(flat)
-    bad_all, stop_all = flat[-2:].tolist()
-    return flat[:-2], int(bad_all), stop_all > 0
+    return flat[:-2], Late(flat[-2:])
+
+
+def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers as float64 on a device, without waiting for it."""
+    return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
 
 
 def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
@@ -89,10 +94,10 @@ def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
         stop: whether this rank was asked to stop.
     """
     train, world, objectives = run.config.train, run.world, run.objectives
-    counts_K, quarantined, stop = agree(world, objectives, batch.host, len(batch.quarantined), stop)
-    weights_K = torch.tensor([o.weight for o in objectives], dtype=torch.float64, device=world.device)
+    counts_K, agreed = agree(world, objectives, batch.host, len(batch.quarantined), stop)
+    weights_K = to_device([o.weight for o in objectives], world.device)
     factors_K = (weights_K / counts_K.clamp(min=1)).float()
-    sums = StepSums(counts_K, torch.zeros_like(counts_K), stop=stop, quarantined=quarantined)
+    sums = StepSums(counts_K, torch.zeros_like(counts_K))
     for group in run.engine.optimizer.param_groups:
         group["lr"] = learning_rate(batch.step, train.steps, run.config.optimizer) * group.get("lr_factor", 1.0)
     for index, (micro, objectives) in enumerate(zip(batch.micro, with_global_negatives(run, batch), strict=True)):
@@ -102,6 +107,8 @@ def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
         run.gate.step()
         sums.add(sums_K, gradient, logs)
     sums.skipped = run.gate.skipped()
+    quarantined, stopping = agreed.get().tolist()  # by now the device has this whole step to do, and the wait costs it nothing
+    sums.quarantined, sums.stop = int(quarantined), stopping > 0
     return sums
 
 

@@ -109,7 +109,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     log = LogHook(
         run.folder,
         run.world,
-        run.engine,
+        run.gate,
         run.objectives,
         guard,
         every=config.log.every,

@@ -82,6 +82,14 @@ class Batch:
     kept_NK: Tensor | None = None
     """int64 patches of each image that the model sees, ascending; None for all. With it `patch_mask_NP` is about these, K of them."""
 
+    host: Batch | None = None
+    """Of a batch on a device the one it was copied from: what sizes follow from, without waiting for the device."""
+
+    @property
+    def on_host(self) -> Batch:
+        """The batch in the host's memory where there is one, else itself."""
+        return self if self.host is None else self.host
+
     @property
     def size(self) -> int:
         """M, the number of samples."""
@@ -104,7 +112,8 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """Copy every tensor to a device."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        moved = self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        return replace(moved, host=self.on_host) if device.type != "cpu" else moved
 
     def pin_memory(self) -> Batch:
         """Copy every tensor to page-locked memory (DataLoader calls this by name)."""

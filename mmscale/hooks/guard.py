@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from mmscale.config import GuardConfig
 from mmscale.hooks import StepInfo
+from mmscale.late import Late
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to
 from mmscale.step import StepSums
 from mmscale.world import World
@@ -28,9 +28,7 @@ class _Waiting:
     """A step whose flag may still be on its way from the device."""
 
     step: int
-    flag: Tensor
-    """On the host; good once `copied` has happened."""
-    copied: torch.cuda.Event | None
+    flag: Late
     sums: StepSums
     keys: list[list[str]]
 
@@ -64,8 +62,7 @@ class GuardHook:
 
     def after_step(self, info: StepInfo) -> None:
         """Take a step in, and look at those before it (all ranks call)."""
-        flag, copied = _to_host(info.sums.skipped)
-        self._waiting.append(_Waiting(info.step, flag, copied, info.sums, [b.keys for b in info.batch.host]))
+        self._waiting.append(_Waiting(info.step, Late(info.sums.skipped), info.sums, [b.keys for b in info.batch.host]))
         while len(self._waiting) > self._late:
             self._look(self._waiting.popleft())
 
@@ -78,9 +75,7 @@ class GuardHook:
         """Nothing is held open."""
 
     def _look(self, step: _Waiting) -> None:
-        if step.copied is not None:
-            step.copied.synchronize()
-        if not step.flag.item():
+        if not step.flag.get().item():
             self.in_a_row = 0
             return
         self.total += 1
@@ -138,14 +133,3 @@ def _what(found: list[dict[str, Any]]) -> str:
         return "the gradient norm is not finite"
     what = f"the loss of {', '.join(names)}" if names else "the gradient"
     return f"{what} is not finite on rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _to_host(flag: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start to copy a scalar to the host."""
-    if flag.device.type == "cpu":
-        return flag, None
-    pinned = torch.empty((), dtype=flag.dtype, pin_memory=True)
-    pinned.copy_(flag, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return pinned, event

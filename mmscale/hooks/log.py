@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from mmscale.data.batch import Batch
 from mmscale.data.statistics import Work
+from mmscale.guard import Gate
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, strict
@@ -33,7 +34,7 @@ class LogHook:
         self,
         folder: RunFolder,
         world: World,
-        engine: Any,
+        gate: Gate,
         objectives: Sequence[Any],
         guard: GuardHook,
         *,
@@ -45,7 +46,7 @@ class LogHook:
         peak_flops: float | None,
         tensorboard: bool,
     ) -> None:
-        self.folder, self.world, self.engine, self.objectives, self.guard = folder, world, engine, objectives, guard
+        self.folder, self.world, self.gate, self.objectives, self.guard = folder, world, gate, objectives, guard
         self.every, self.steps, self.rows = every, steps, rows
         self.flops, self.peak_flops = flops, peak_flops
         self.writer = _open_writer(folder, resumed_at) if tensorboard and world.is_first else None
@@ -76,11 +77,11 @@ class LogHook:
         sums, wait_s, ready = self.window.reduce(self.world)
         samples, tokens, flops = (sums[name] for name in ("samples", "tokens", "flops"))
         weighted = [o.weight * loss for o, loss in zip(self.objectives, losses, strict=True)]
-        norm = self.engine.get_global_grad_norm()
+        norm = self.gate.norm
         mfu = 3 * flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
         record = {"step": info.step, "samples_seen": info.samples_seen, "epoch": info.samples_seen / self.rows, "loss": sum(weighted)}
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
-        group = self.engine.optimizer.param_groups[0]
+        group = self.gate.engine.optimizer.param_groups[0]
         record |= {"grad_norm": None if norm is None else float(norm), "lr": group["lr"] / group.get("lr_factor", 1.0)}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
         record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device)}

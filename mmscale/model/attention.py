@@ -8,12 +8,16 @@ Shape letters: T tokens of the buffer, S sequences, L longest sequence, H heads,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmscale.model import packed
+from mmscale.model.packed import FusedPlan, Projected, Ragged
 
 SHORTEST_BUCKET = 16
 """Sequences up to this length share a padded group; beyond it every doubling has its own."""
@@ -81,6 +85,14 @@ class PaddedPlan:
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).index_select(0, self.slots_T)
 
 
+def attend_parts(plan: Plan, projected: Sequence[Projected]) -> list[Tensor]:
+    """Attention over a buffer of several parts that lie one after the other, for each part."""
+    if isinstance(plan, FusedPlan):
+        return plan.attend_parts(projected)
+    joined = plan.attend(*(torch.cat(same) for same in zip(*projected, strict=True)))
+    return list(torch.split(joined, [len(q_THK) for q_THK, _, _ in projected]))
+
+
 def padded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention of (S, H, L, K); on CPUs in fp32, which is faster there with both conversions than bf16 without."""
     if q.is_cuda:
@@ -89,25 +101,9 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 
 @dataclass(frozen=True, slots=True)
-class Ragged:
-    """Offsets of packed sequences, as the varlen kernels take them."""
-
-    offsets: Tensor
-    """int32, one more than sequences."""
-    longest: int
-
-    @classmethod
-    def of(cls, lengths_S: Tensor) -> Ragged:
-        """Offsets of these lengths. Syncs with the device for the longest."""
-        return cls(F.pad(lengths_S.cumsum(0), (1, 0)).int(), int(lengths_S.max()))
-
-
-@dataclass(frozen=True, slots=True)
 class VarlenPlan:
-    """Two calls of a varlen kernel: prefixes among themselves, then the rest against the whole sequence, causal.
-
-    With queries shorter than keys the kernel's causal mask is aligned at the bottom right: query i of n sees the keys up to
-    the i-th of the last n. With keys [prefix; rest] and queries rest this is prefix-LM.
+    """Two calls of a varlen kernel over sequences in any order: prefixes among themselves, then the rest against the whole sequence,
+    causal. With keys [prefix; rest] and queries rest this is prefix-LM. `mmscale.model.packed` does it with fewer copies where it can.
     """
 
     prefix_rows: Tensor
@@ -125,21 +121,12 @@ class VarlenPlan:
         outs: list[Tensor] = []
         if self.prefix is not None:
             q, k, v = (x.index_select(0, self.prefix_rows) for x in (q_THK, k_THK, v_THK))
-            outs.append(_varlen(q, k, v, self.prefix, self.prefix, causal=False))
+            outs.append(packed.varlen(q, k, v, self.prefix, self.prefix, causal=False))
         if self.rest is not None and self.keys is not None:
             q = q_THK.index_select(0, self.rest_rows)
             k, v = k_THK.index_select(0, self.key_rows), v_THK.index_select(0, self.key_rows)
-            outs.append(_varlen(q, k, v, self.rest, self.keys, causal=True))
+            outs.append(packed.varlen(q, k, v, self.rest, self.keys, causal=True))
         return torch.cat(outs).index_select(0, self.places_T)
-
-
-def _varlen(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, causal: bool) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # a torch of 2.10 or later, which only this back end needs
-
-    window = (-1, 0 if causal else -1)
-    out = varlen_attn(q, k, v, queries.offsets, keys.offsets, queries.longest, keys.longest, window_size=window)
-    assert isinstance(out, Tensor)
-    return out
 
 
 def dense_plan(sequences: int, length: int) -> Plan:
@@ -158,10 +145,9 @@ def ragged_plan(lengths_S: Tensor, prefix_S: Tensor, rows_T: Tensor | None, dtyp
     """
     if lengths_S.numel() == 0:
         return EmptyPlan()
-    total = int(lengths_S.sum())
-    rows_T = torch.arange(total, device=lengths_S.device) if rows_T is None else rows_T
-    varlen = lengths_S.is_cuda and dtype in (torch.float16, torch.bfloat16)
-    return varlen_plan(lengths_S, prefix_S, rows_T) if varlen else padded_plan(lengths_S, prefix_S, rows_T, dtype)
+    rows_T = torch.arange(int(lengths_S.sum()), device=lengths_S.device) if rows_T is None else rows_T
+    packs = packed.packs(lengths_S.device, dtype)
+    return varlen_plan(lengths_S, prefix_S, rows_T) if packs else padded_plan(lengths_S, prefix_S, rows_T, dtype)
 
 
 def padded_plan(lengths_S: Tensor, prefix_S: Tensor, rows_T: Tensor, dtype: torch.dtype) -> PaddedPlan:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from mmscale.model.attention import Plan
+from mmscale.model.attention import Plan, attend_parts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
+from mmscale.model.packed import Projected
 
-Projected = tuple[Tensor, Tensor, Tensor]
 KEPT = frozenset(
     {
         "aten::mm",
@@ -124,11 +124,10 @@ class FusionBlock(nn.Module):
                 tokens are only looked at there, so their feed-forward part is not computed.
         """
         projected = [expert.project(x_TD) for expert, x_TD in zip(self.in_order, parts, strict=True)]
-        joined = plan.attend(*(torch.cat(same) for same in zip(*projected, strict=True)))
-        attended = torch.split(joined, [len(x_TD) for x_TD in parts])
+        attended = attend_parts(plan, projected)
         if rows is not None:
             parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, rows, strict=True))
-            attended = tuple(x_THK.index_select(0, r) for x_THK, r in zip(attended, rows, strict=True))
+            attended = [x_THK.index_select(0, r) for x_THK, r in zip(attended, rows, strict=True)]
         return tuple(expert.combine(*pair) for expert, *pair in zip(self.in_order, parts, attended, strict=True))
 
 

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmscale.data.batch import Batch, PatchStream, TextStream
 from mmscale.modalities.modality import build_modalities, experts_of
-from mmscale.model.attention import dense_plan, ragged_plan
+from mmscale.model import packed
+from mmscale.model.attention import Plan, dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import ImageEmbedding, TextEmbedding
@@ -32,6 +33,7 @@ from mmscale.model.positions import text_coordinates, with_positions
 from mmscale.model.pretrained import LoadReport, load_towers
 from mmscale.model.readout import Lower, read_heads
 from mmscale.model.sequences import Readout, Sequences, Wanted, arrange, entries, gather_parts, readout
+from mmscale.model.sizes import offsets_of, sizes_of
 from mmscale.model.state import State, by_row
 from mmscale.model_config import ModelConfig
 
@@ -96,7 +98,8 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         lower = self.lower(batch, percepts)
         negatives = self._negatives(batch, wanted, lower, percepts)
         listed = entries(batch, wanted, negatives, percepts)
-        seqs = arrange(listed, lower.text_offsets, percepts, self.config, lower.text_UD.dtype)
+        sizes = sizes_of(batch, wanted, self.config)
+        seqs = arrange(listed, lower.text_offsets, percepts, self.config, lower.text_UD.dtype, sizes)
         labels_U = torch.cat([batch.caption.labels_T, batch.text.labels_T])
         rows = readout(seqs, labels_U, percepts, wanted)
         perception_RD, text_RD = self.upper(lower, percepts, seqs, rows)
@@ -139,8 +142,11 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
     def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], part: Part) -> Tensor:
         x_TD = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+        plan: Plan
         if part.length is not None:
             plan = dense_plan(len(x_TD) // part.length, part.length)
+        elif packed.packs(x_TD.device, x_TD.dtype) and len(x_TD):
+            plan = packed.text_plan(part.lengths_S, 0, 0, len(x_TD), None)
         else:
             plan = ragged_plan(part.lengths_S, part.lengths_S, None, x_TD.dtype)
         places_X3 = part.coordinates_X3 if self.config.positions == "rotary" else None
@@ -176,15 +182,20 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         ids_U = torch.cat([causal.ids_T, bidirectional.ids_T])
         offsets_U = torch.cat([offsets_in_sequences(causal), offsets_in_sequences(bidirectional)])
         x_UD: Tensor = self.text_embedding(ids_U, offsets_U)
-        lengths = [s.cu_seqlens_S1.diff().long() for s in (causal, bidirectional)]
-        first = lengths[0] if self.config.text_tower.captions == "bidirectional" else torch.zeros_like(lengths[0])
-        lengths_S, prefix_S = torch.cat(lengths), torch.cat([first, lengths[1]])
-        plan = ragged_plan(lengths_S, prefix_S, None, x_UD.dtype)
+        text_offsets = offsets_of(causal, bidirectional)
+        plan = self._text_plan(causal, bidirectional, text_offsets.diff(), x_UD.dtype)
         places_U3 = text_coordinates(offsets_U) if self.config.positions == "rotary" else None
         plan = with_positions(plan, places_U3, self.config, self.config.expert("text"))
         for block in self.text_layers:
             x_UD = run_block(block, self._recompute, x_UD, plan)
-        return x_UD, torch.cat([lengths_S.new_zeros(1), lengths_S.cumsum(0)])
+        return x_UD, text_offsets
+
+    def _text_plan(self, causal: TextStream, bidirectional: TextStream, lengths_S: Tensor, dtype: torch.dtype) -> Plan:
+        count = 0 if self.config.text_tower.captions == "bidirectional" else len(causal.rows_S)
+        tokens = (len(causal.ids_T), len(causal.ids_T) + len(bidirectional.ids_T))
+        if packed.packs(lengths_S.device, dtype) and tokens[1]:
+            return packed.text_plan(lengths_S, count, tokens[0] if count else 0, tokens[1], self.config.max_text_tokens)
+        return ragged_plan(lengths_S, torch.where(torch.arange(len(lengths_S), device=lengths_S.device) < count, 0, lengths_S), None, dtype)
 
     def upper(self, lower: Lower, percepts: Percepts, seqs: Sequences, rows: Readout) -> tuple[Tensor, Tensor]:
         """Run the fusion layers over re-indexed lower states; the perception rows and text rows that heads read."""

@@ -8,6 +8,8 @@ Shape letters: M samples, S sequences, T tokens, G group size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,24 @@ def of_rows(rows: Tensor, size: int) -> Tensor:
     found_M = rows.new_full((size,), -1)
     found_M[rows] = torch.arange(len(rows), device=rows.device)
     return found_M
+
+
+def where(flags: Tensor, mirror: Callable[[], Tensor]) -> Tensor:
+    """Indexes of the flags that are set, int64.
+
+    Args:
+        flags: bool, of one dimension.
+        mirror: the same in the host's memory, which says how many there are: asked only if the flags lie on a device, and then spares
+            the host from waiting for it.
+    """
+    if flags.device.type == "cpu" or (known := mirror()).device.type != "cpu":
+        return nonzero(flags, None)
+    return nonzero(flags, int(known.sum()))
+
+
+def nonzero(flags: Tensor, size: int | None) -> Tensor:
+    """Indexes of the flags that are set, of one dimension, given how many there are; None: not known, the device is waited for."""
+    return flags.nonzero().squeeze(1) if size is None else torch.nonzero_static(flags, size=size).squeeze(1)
 
 
 def text_hash(stream: TextStream, masked: bool) -> Tensor:
@@ -93,7 +113,7 @@ def draw_negatives(batch: Batch, similarity_MM: Tensor, group: int | None) -> tu
     columns = torch.arange(batch.size, device=allowed_MM.device) if group is None else batch.positions_M % group
     even_M = batch.positions_M % 2 == 0
     score_MM = torch.where(even_M[:, None], similarity_MM, similarity_MM.T).float() + batch.gumbel_MG.float()[:, columns]
-    anchor = allowed_MM.any(1).nonzero().squeeze(1)
+    anchor = where(allowed_MM.any(1), lambda: negative_candidates(batch.on_host, group).any(1))
     drawn = score_MM.masked_fill(~allowed_MM, float("-inf"))[anchor].argmax(1) if len(anchor) else anchor
     even = even_M[anchor]
     return torch.where(even, anchor, drawn), torch.where(even, drawn, anchor), anchor

@@ -20,6 +20,7 @@ from torch import Tensor
 from mmscale.data.batch import Batch, PatchStream
 from mmscale.modalities.modality import Modality, experts_of
 from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.pairs import where
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,10 @@ def lay_out(
 def square_items(batch: Batch, config: MMScaleConfig, masked: bool) -> Items:
     """Square images of one size, each with as many patches as the others."""
     rows_N, mask_NP, leading = batch.image_rows_N, batch.patch_mask_NP, config.image_tower.leading_tokens
-    copies = mask_NP.any(1).nonzero().squeeze(1) if masked else rows_N[:0]
-    hidden = mask_NP[copies].nonzero()
+    host_NP = batch.on_host.patch_mask_NP
+    copies = where(mask_NP.any(1), lambda: host_NP.any(1)) if masked else rows_N[:0]
+    hidden = where(mask_NP[copies].flatten(), lambda: host_NP.flatten()) if masked else copies
+    hidden_copy, hidden_patch = hidden // mask_NP.shape[1], hidden % mask_NP.shape[1]
     lengths_S = rows_N.new_full((len(rows_N) + len(copies),), mask_NP.shape[1] + leading)
     extents_S = torch.full_like(lengths_S, config.image_size // config.patch_size + 1)
     if config.positions == "rotary":
@@ -142,7 +145,7 @@ def square_items(batch: Batch, config: MMScaleConfig, masked: bool) -> Items:
         place_X3 = square_coordinates(batch, config).index_select(0, chosen).flatten(0, 1)
     else:  # nobody reads them
         place_X3 = rows_N.new_zeros(1, 3).expand(len(lengths_S) * (mask_NP.shape[1] + leading), -1)
-    return Items("image", 0, rows_N, copies, leading, lengths_S, extents_S, place_X3, hidden[:, 0], hidden[:, 1] + leading, None)
+    return Items("image", 0, rows_N, copies, leading, lengths_S, extents_S, place_X3, hidden_copy, hidden_patch + leading, None)
 
 
 def square_coordinates(batch: Batch, config: MMScaleConfig) -> Tensor:
@@ -234,9 +237,9 @@ def _ragged(listed: list[Items], experts: int, batch: Batch) -> Percepts:
     return Percepts(listed, parts, rows_U, total - len(rows_U), first_S, first_S[leading_U], expert_S[leading_U], extents)
 
 
-def walk(lengths_S: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token of ragged sequences its sequence and its offset in it."""
-    sequence = torch.arange(len(lengths_S), device=lengths_S.device).repeat_interleave(lengths_S)
+def walk(lengths_S: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """For each token of ragged sequences its sequence and its offset in it; `total`, their sum, spares waiting for the device."""
+    sequence = torch.arange(len(lengths_S), device=lengths_S.device).repeat_interleave(lengths_S, output_size=total)
     return sequence, torch.arange(len(sequence), device=lengths_S.device) - _exclusive(lengths_S)[sequence]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmscale.data.batch import Batch
 from mmscale.model.embeddings import kept_patches
-from mmscale.model.pairs import of_rows
+from mmscale.model.pairs import of_rows, where
 from mmscale.model.percepts import Items, Percepts
 from mmscale.model.sequences import ALONE, Readout, Sequences, Wanted
 from mmscale.model.state import State, by_row, connected_zero
@@ -59,8 +59,8 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
     image_RD, text_RD = last
     words_RD, first_RD, negative_RD = text_RD.tensor_split([sum(rows.sizes[:2]), sum(rows.sizes[:3])])
     loss_R, hits_R = model.language_head(words_RD, rows.labels)
-    fused_rows = batch.text.rows_S[batch.text.fuse_S][: len(first_RD)]
-    with_image = (of_rows(percepts.rows_U, batch.size)[fused_rows] >= 0).nonzero().squeeze(1)
+    fused_rows = batch.text.rows_S[where(batch.text.fuse_S, lambda: batch.on_host.text.fuse_S)][: len(first_RD)]
+    with_image = where(of_rows(percepts.rows_U, batch.size)[fused_rows] >= 0, lambda: _shown(batch.on_host)[: len(first_RD)])
     match_RD = torch.cat([first_RD.index_select(0, with_image), negative_RD])
     match_RD = match_RD if wanted.matching else match_RD[:0]
     match_R = model.matching_head(match_RD).squeeze(1)
@@ -85,6 +85,17 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
         class_logits_MC=classes,
         zero=zero + connected_zero(loss_R, match_R, *patch_outputs, *classes.values()),
     )
+
+
+def _shown(host: Batch) -> Tensor:
+    """Whether each fused text's sample shows something."""
+    return of_rows(host.perception_rows_N, host.size)[host.text.rows_S[host.text.fuse_S]] >= 0
+
+
+def _unfused(host: Batch) -> Tensor:
+    """Whether each caption's sample has neither a fused text nor anything to show."""
+    taken_M = of_rows(torch.cat([host.text.rows_S[host.text.fuse_S], host.perception_rows_N]), host.size) >= 0
+    return ~taken_M[host.caption.rows_S]
 
 
 def _patches(
@@ -138,8 +149,9 @@ def _classes(
     fused = of_rows(fused_rows, size) >= 0
     image = of_rows(rows_U, size) >= 0
     text = of_rows(batch.text.rows_S, size) >= 0
-    alone_rows = rows_U[~text[rows_U]]
-    captions = (~(fused | image)[batch.caption.rows_S]).nonzero().squeeze(1)
+    host = batch.on_host
+    alone_rows = rows_U[where(~text[rows_U], lambda: of_rows(host.text.rows_S, size)[host.perception_rows_N] < 0)]
+    captions = where(~(fused | image)[batch.caption.rows_S], lambda: _unfused(host))
     pooled_MD = by_row(first_RD, fused_rows, size) + by_row(alone_RD, alone_rows, size)
     pooled_MD = pooled_MD + by_row(lower.caption_SD.index_select(0, captions), batch.caption.rows_S[captions], size)
     return {name: head(pooled_MD) for name, head in model.task_heads.items()}

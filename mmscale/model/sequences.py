@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmscale.data.batch import IGNORE, Batch
+from mmscale.model import packed
 from mmscale.model.attention import Plan, ragged_plan
 from mmscale.model.configuration import MMScaleConfig
-from mmscale.model.pairs import of_rows
+from mmscale.model.pairs import nonzero, of_rows, where
 from mmscale.model.percepts import Percepts, walk
 from mmscale.model.positions import text_coordinates, with_positions
 
@@ -77,8 +79,7 @@ class Sequences:
     """Unit of each sequence, -1 for none."""
     bounds: list[int]
     """Sequences up to the end of each entry."""
-    text_bounds: list[int]
-    """Text rows up to the end of each entry."""
+    sizes: Sizes
     plan: Plan
 
     def entry(self, index: int) -> slice:
@@ -87,7 +88,28 @@ class Sequences:
 
     def text_rows(self, index: int) -> slice:
         """The text rows of an entry."""
-        return slice(self.text_bounds[index], self.text_bounds[index + 1])
+        return slice(self.sizes.text_bounds[index], self.sizes.text_bounds[index + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long what `arrange` lays out will be: plain numbers, from the batch in the host's memory where there is one."""
+
+    sequences: int
+    rows: list[int]
+    """Rows of each part of perception, and of text."""
+    spare: bool
+    """Whether text rows may be left over: of the hard negatives, which the device draws, the host knows only how long they can be."""
+    text_bounds: list[int]
+    """Text rows up to the end of each entry; from negatives on at most so many."""
+    causal: int
+    """Sequences that are causal."""
+    causal_rows: tuple[int, int]
+    """Their rows of perception, and of text."""
+    longest: int
+    """No sequence is longer."""
+    labels: list[int | None]
+    """Labels in the text rows of each of the first two entries; None: not known."""
 
 
 CAPTIONS, FUSED, NEGATIVES, MASKED, ALONE = range(5)
@@ -110,9 +132,11 @@ def entries(batch: Batch, wanted: Wanted, negatives: tuple[Tensor, Tensor], perc
     text_M = of_rows(batch.text.rows_S, batch.size)
     captions = len(batch.caption.rows_S)
     none = percepts.rows_U[:0]
-    caption_S = batch.caption.fuse_S.nonzero().squeeze(1) if wanted.captioning else none
-    text_S = batch.text.fuse_S.nonzero().squeeze(1) if wanted.fused else none
-    alone = (text_M[percepts.rows_U] < 0).nonzero().squeeze(1) if wanted.classify else none
+    host = batch.on_host
+    caption_S = where(batch.caption.fuse_S, lambda: host.caption.fuse_S) if wanted.captioning else none
+    text_S = where(batch.text.fuse_S, lambda: host.text.fuse_S) if wanted.fused else none
+    flags_U = text_M[percepts.rows_U] < 0
+    alone = where(flags_U, lambda: of_rows(host.text.rows_S, host.size)[host.perception_rows_N] < 0) if wanted.classify else none
     copies = torch.arange(percepts.copies, device=none.device) + len(percepts.rows_U)
     return [
         Entry(unit_M[batch.caption.rows_S[caption_S]], caption_S, causal=True),
@@ -123,7 +147,40 @@ def entries(batch: Batch, wanted: Wanted, negatives: tuple[Tensor, Tensor], perc
     ]
 
 
-def arrange(listed: list[Entry], text_offsets: Tensor, percepts: Percepts, config: MMScaleConfig, dtype: torch.dtype) -> Sequences:
+def measure(listed: list[Entry], lengths: list[Tensor], labels: list[int | None], spare: bool) -> Sizes:
+    """Sizes of what `arrange` will lay out.
+
+    Args:
+        listed: the entries, causal ones first.
+        lengths: their tokens, as `lengths_of` gives them; on a device, it has to be waited for.
+        labels: labels in the text rows of each of the first two entries.
+        spare: whether text rows may be left over.
+    """
+    by_entry = [len(entry.unit_S) for entry in listed]
+    causal = [number for entry, number in zip(listed, by_entry, strict=True) if entry.causal]
+    total_S, leading_S = torch.stack(lengths).sum(0), torch.stack(lengths[:-1]).sum(0)
+    longest = total_S.amax(0, keepdim=True) if len(total_S) else total_S.new_zeros(1)
+    rows = torch.stack([length_S.sum() for length_S in lengths])
+    text_ends = torch.stack([part.sum() for part in torch.split(lengths[-1], by_entry)]).cumsum(0)
+    # one transfer for all, where they lie on a device
+    numbers: list[int] = torch.cat([rows, text_ends, leading_S[: sum(causal)].sum()[None], longest]).tolist()
+    parts, (shown, most) = len(lengths), numbers[-2:]
+    bounds = [0, *numbers[parts:-2]]
+    return Sizes(
+        sequences=len(total_S),
+        rows=numbers[:parts],
+        spare=spare,
+        text_bounds=bounds,
+        causal=sum(causal),
+        causal_rows=(shown, bounds[len(causal)]),
+        longest=max(most, numbers[parts - 1]) if spare else most,  # all that is spare is one sequence
+        labels=labels,
+    )
+
+
+def arrange(
+    listed: list[Entry], text_offsets: Tensor, percepts: Percepts, config: MMScaleConfig, dtype: torch.dtype, sizes: Sizes | None = None
+) -> Sequences:
     """Lay out the buffer of the upper stack. A sequence is its unit's tokens, part after part, then its text.
 
     Args:
@@ -132,27 +189,35 @@ def arrange(listed: list[Entry], text_offsets: Tensor, percepts: Percepts, confi
         percepts: what the samples show.
         config: the model's shape.
         dtype: of the activations.
+        sizes: of the result; None takes them from `listed`, for which a device has to be waited for.
     """
     unit_S, text_S = torch.cat([e.unit_S for e in listed]), torch.cat([e.text_S for e in listed])
     causal_S = torch.cat([torch.full_like(e.unit_S, e.causal) for e in listed]).bool()
-    text_lengths_S = torch.where(text_S >= 0, text_offsets.diff()[text_S], 0) if len(text_offsets) > 1 else torch.zeros_like(text_S)
-    lengths = [*(part.lengths(unit_S) for part in percepts.parts), text_lengths_S]
+    lengths = lengths_of(listed, text_offsets, percepts)
+    sizes = measure(listed, lengths, [None, None], spare=False) if sizes is None else sizes
+    if sizes.spare:  # what negatives may take and do not: the text of one more sequence, which nobody reads
+        spare = sizes.rows[-1] - lengths[-1].sum(0, keepdim=True)
+        lengths = [*(torch.cat([length_S, spare * 0]) for length_S in lengths[:-1]), torch.cat([lengths[-1], spare])]
+        unit_S, text_S = F.pad(unit_S, (0, 1), value=-1), F.pad(text_S, (0, 1))
+        causal_S = F.pad(causal_S, (0, 1))
+    text_lengths_S = lengths[-1]
     leading_S = torch.stack(lengths[:-1]).sum(0) if len(lengths) > 2 else lengths[0]
     total_S = leading_S + text_lengths_S
     next_S = total_S.cumsum(0) - total_S
-    walks, places, first_rows, ends = [walk(length_S) for length_S in lengths], [], [], [0]
+    walks, places, first_rows, ends = [walk(*pair) for pair in zip(lengths, sizes.rows, strict=True)], [], [], [0]
     for length_S, (sequence, offset) in zip(lengths, walks, strict=True):
         first_rows.append(length_S.cumsum(0) - length_S + ends[-1])
         ends.append(ends[-1] + len(sequence))
         places.append(next_S[sequence] + offset)
         next_S = next_S + length_S
-    rows = torch.empty_like(torch.cat(places))
-    rows[torch.cat(places)] = torch.arange(ends[-1], device=rows.device)
     sequence_T, offset_T = walks[-1]
     gathers = []
     for part, (sequence, offset) in zip(percepts.parts, walks[:-1], strict=True):
-        gathers.append(unit_S[unit_S >= 0] if part.length is not None else part.order_X[part.offsets[unit_S[sequence]] + offset])
-    plan = ragged_plan(total_S, torch.where(causal_S, leading_S, total_S), rows, dtype)
+        if part.length is not None:
+            gathers.append(unit_S[nonzero(unit_S >= 0, sizes.rows[0] // part.length)])
+        else:
+            gathers.append(part.order_X[part.offsets[unit_S[sequence]] + offset])
+    plan = _plan((leading_S, text_lengths_S, causal_S), places, percepts, sizes, dtype)
     if config.positions == "rotary":
         seen = gather_parts([part.fused_X3 for part in percepts.parts], percepts, gathers)
         places_T3 = torch.cat([*seen, text_coordinates(offset_T + text_starts(percepts, unit_S)[sequence_T])])
@@ -160,10 +225,40 @@ def arrange(listed: list[Entry], text_offsets: Tensor, percepts: Percepts, confi
     bounds = [0]
     for entry in listed:
         bounds.append(bounds[-1] + len(entry.unit_S))
-    text_ends = torch.cat([text_lengths_S.new_zeros(1), text_lengths_S.cumsum(0)])[torch.tensor(bounds, device=text_lengths_S.device)]
     tokens_T = text_offsets[text_S[sequence_T]] + offset_T
+    if sizes.spare:
+        tokens_T = torch.where(sequence_T < bounds[-1], tokens_T, 0)
     first_text_row_S = first_rows.pop() - ends[-2]
-    return Sequences(gathers, tokens_T, first_rows, ends[:-1], first_text_row_S, unit_S, bounds, text_ends.tolist(), plan)
+    return Sequences(gathers, tokens_T, first_rows, ends[:-1], first_text_row_S, unit_S, bounds, sizes, plan)
+
+
+def _plan(lengths: tuple[Tensor, Tensor, Tensor], places: list[Tensor], percepts: Percepts, sizes: Sizes, dtype: torch.dtype) -> Plan:
+    """How the sequences attend.
+
+    Args:
+        lengths: tokens of perception and of text of each sequence, and whether it is causal.
+        places: where the rows of each part stand when sequence follows sequence.
+        percepts: what the samples show.
+        sizes: of the buffer.
+        dtype: of the activations.
+    """
+    leading_S, text_S, causal_S = lengths
+    if len(places) == 2 and sizes.sequences and packed.packs(leading_S.device, dtype):
+        pair, dense = (places[0], places[1]), percepts.parts[0].length
+        return packed.fused_plan(
+            leading_S, text_S, pair, causal=sizes.causal, causal_rows=sizes.causal_rows, dense=dense, longest=sizes.longest
+        )
+    rows = torch.empty_like(torch.cat(places))
+    rows[torch.cat(places)] = torch.arange(len(rows), device=rows.device)
+    total_S = leading_S + text_S
+    return ragged_plan(total_S, torch.where(causal_S, leading_S, total_S), rows, dtype)
+
+
+def lengths_of(listed: list[Entry], text_offsets: Tensor, percepts: Percepts) -> list[Tensor]:
+    """Tokens of each part of perception, and of text, that each sequence of all entries has; int64 (S,) each."""
+    unit_S, text_S = torch.cat([e.unit_S for e in listed]), torch.cat([e.text_S for e in listed])
+    texts = torch.where(text_S >= 0, text_offsets.diff()[text_S], 0) if len(text_offsets) > 1 else torch.zeros_like(text_S)
+    return [*(part.lengths(unit_S) for part in percepts.parts), texts]
 
 
 def gather_parts(states: Sequence[Tensor], percepts: Percepts, gathers: Sequence[Tensor]) -> list[Tensor]:
@@ -209,8 +304,7 @@ def readout(seqs: Sequences, labels_U: Tensor, percepts: Percepts, wanted: Wante
     found = []
     for index, on in ((CAPTIONS, wanted.captioning), (FUSED, wanted.masked_language)):
         rows = seqs.text_rows(index)
-        labelled = (labels_T[rows] != IGNORE).nonzero().squeeze(1) + rows.start
-        found.append(labelled if on else labelled[:0])
+        found.append(nonzero(labels_T[rows] != IGNORE, seqs.sizes.labels[index]) + rows.start if on else labels_T[:0])
     first = [seqs.first_text_row_S[seqs.entry(FUSED)], seqs.first_text_row_S[seqs.entry(NEGATIVES)]]
     if not (wanted.matching or wanted.classify):
         first[0] = first[0][:0]

@@ -32,7 +32,7 @@ class Term:
 
 def ratio(hits: Tensor) -> tuple[Tensor, Tensor]:
     """A log pair from flags: how many are set, out of how many."""
-    return hits.sum().float(), torch.tensor(float(len(hits)), device=hits.device)
+    return hits.sum().float(), torch.full((), float(len(hits)), device=hits.device)
 
 
 class Objective(Protocol):

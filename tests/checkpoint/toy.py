@@ -18,6 +18,7 @@ from mmscale.checkpoint.reader import StateReader
 from mmscale.config import OptimizerConfig, RunConfig, TrainConfig, ZeroConfig
 from mmscale.ema import MovingAverage
 from mmscale.engine import deepspeed_config
+from mmscale.guard import Gate
 from mmscale.optim import build_optimizer
 
 WIDTH, WORDS, BATCH = 7, 11, 8
@@ -54,14 +55,14 @@ def train(
 
     torch.manual_seed(3)
     model, ranks, rank = Toy(), dist.get_world_size(), dist.get_rank()
-    config = RunConfig(run="", train=TrainConfig(global_batch=BATCH, micro_batch=micro), zero=ZeroConfig(stage=stage))
+    config = RunConfig(run="", train=TrainConfig(global_batch=BATCH, micro_batch=micro, clip_norm=0.5), zero=ZeroConfig(stage=stage))
     plan = plan_batch(config, ranks)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    settings = deepspeed_config(config, plan, getattr(torch, dtype), trained, torch.device("cpu")) | {"gradient_clipping": 0.5}
+    settings = deepspeed_config(config, plan, getattr(torch, dtype), trained, torch.device("cpu"))
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 10}
     optimizer = build_optimizer(model, OptimizerConfig(lr=0.02))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    average = MovingAverage(engine, model, 0.9)
+    gate, average = Gate(engine, config.train.clip_norm), MovingAverage(engine, model, 0.9)
     group: Any = dist.new_group(backend="gloo")
     result: dict[str, Any] = {"losses": []}
     start = 0
@@ -77,8 +78,8 @@ def train(
         for index in range(plan.accumulation):
             low = (index * ranks + rank) * plan.micro_batch
             loss = engine(words[low : low + plan.micro_batch]) / BATCH
-            engine.backward(loss * ranks, scale_wrt_gas=False)
-            engine.step()
+            gate.backward(loss, ranks)
+            gate.step()
             total += loss.detach()
         dist.all_reduce(total)
         model.mean.add_(0.01 * step)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmscale.model import attention
+from mmscale.model import packed
 from mmscale.model.attention import dense_plan, padded_plan, ragged_plan, varlen_plan
 
 LENGTHS = [3, 20, 1, 40, 7, 17, 16, 33]
@@ -48,7 +48,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("backend", ["padded", "varlen"])
 def test_back_ends_equal_attention_written_out_in_values_and_gradients(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_varlen", reference_varlen)
+    monkeypatch.setattr(packed, "varlen", reference_varlen)
     q, k, v, rows = inputs()
     lengths, prefixes = torch.tensor(LENGTHS), torch.tensor(PREFIXES)
     plan = padded_plan(lengths, prefixes, rows, torch.float32) if backend == "padded" else varlen_plan(lengths, prefixes, rows)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmscale.counts import count
 from mmscale.data.batch import Batch
 from mmscale.flops import forward_flops
-from mmscale.model import MMScaleModel, attention
+from mmscale.model import MMScaleModel, attention, packed
 from mmscale.model.attention import varlen_plan
 from mmscale.model.embeddings import resize_positions
 from mmscale.model.generate import beam_search, generate
@@ -60,24 +60,24 @@ def gradients(model: MMScaleModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", SETS)
 def test_packed_equals_one_by_one(kind: str, positions: str) -> None:
     alone = [o for o in all_objectives() if o.name not in ("contrastive", "matching")]
-    packed, single = model_of(kind, positions), model_of(kind, positions)
-    together = losses(packed, stream_batch(packed), alone)
+    whole, single = model_of(kind, positions), model_of(kind, positions)
+    together = losses(whole, stream_batch(whole), alone)
     apart = dict.fromkeys(together, torch.zeros(()))
     for row in range(len(ROWS)):
         found = losses(single, stream_batch(single, *one(row), first=row), alone)
         apart = {name: apart[name] + found[name] for name in apart}
     assert all(value > 0 for value in apart.values())
     assert_near(together, apart)
-    assert_near(gradients(packed), gradients(single))
+    assert_near(gradients(whole), gradients(single))
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("towers", TOWERS)
 def test_packed_equals_one_by_one_with_towers_of_other_shapes(towers: str, positions: str) -> None:
     alone = [o for o in all_objectives(target="features") if o.name not in ("contrastive", "matching")]
-    packed, single = (tiny_model(positions=positions, **TOWERS[towers]) for _ in range(2))
-    together, apart = losses(packed, stream_batch(packed), alone), dict.fromkeys([o.name for o in alone], torch.zeros(()))
-    embedded, rows = packed.embed_images(stream_batch(packed)), stream_batch(packed).perception_rows_N.tolist()
+    whole, single = (tiny_model(positions=positions, **TOWERS[towers]) for _ in range(2))
+    together, apart = losses(whole, stream_batch(whole), alone), dict.fromkeys([o.name for o in alone], torch.zeros(()))
+    embedded, rows = whole.embed_images(stream_batch(whole)), stream_batch(whole).perception_rows_N.tolist()
     for row in range(len(ROWS)):
         batch = stream_batch(single, *one(row), first=row)
         found = losses(single, batch, alone)
@@ -86,7 +86,7 @@ def test_packed_equals_one_by_one_with_towers_of_other_shapes(towers: str, posit
             torch.testing.assert_close(single.embed_images(batch)[0], embedded[rows.index(row)], rtol=1e-5, atol=1e-5)
     assert all(value > 0 for value in apart.values())
     assert_near(together, apart)
-    assert_near(gradients(packed), gradients(single))
+    assert_near(gradients(whole), gradients(single))
 
 
 @pytest.mark.parametrize("backend", ["one padded batch", "varlen"])
@@ -95,7 +95,7 @@ def test_packed_equals_padded(kind: str, backend: str, monkeypatch: pytest.Monke
     ours, other = model_of(kind, "rotary"), model_of(kind, "rotary")
     expected = losses(ours, stream_batch(ours), all_objectives())
     if backend == "varlen":
-        monkeypatch.setattr(attention, "_varlen", reference_varlen)
+        monkeypatch.setattr(packed, "varlen", reference_varlen)
         monkeypatch.setattr(attention, "padded_plan", lambda lengths, prefix, rows, dtype: varlen_plan(lengths, prefix, rows))
     else:
         monkeypatch.setattr(attention, "SHORTEST_BUCKET", 1 << 20)

@@ -127,7 +127,7 @@ def traced(rank: int, ranks: int) -> list[bool]:
     model, nothing, found = tiny_model(modalities=MODALITIES), {name: [None] * 8 for name in GRIDS}, []
     config = {"train_micro_batch_size_per_gpu": 8, "zero_optimization": {"stage": 0}, "zero_allow_untested_optimizer": True}
     engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters(), fused=True), config=config)
-    gate, objective = Gate(engine, *model.embeddings()), MaskedImage(weight=1.0)
+    gate, objective = Gate(engine, 0.0, *model.embeddings()), MaskedImage(weight=1.0)
     for name in ("audio", "video", "other"):
         for bad in (True, False):
             loss = engine(stream_batch(model, grids=nothing | {name: GRIDS[name]}), [objective])["masked_image"].sum
