@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         lse_R, probability_RV = torch.empty_like(loss_R), None
         for i in range(0, len(x_RD), rows):
             part = slice(i, i + rows)
-            logits_CV = F.linear(x_RD[part], *padded).float()
+            logits_CV = _fp32_linear(x_RD[part], *padded)
             label_C = logits_CV.gather(1, labels_R[part, None]).squeeze(1)
             hits_R[part] = label_C >= logits_CV.amax(1)
             lse_R[part] = logits_CV.logsumexp(1)
@@ -71,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for i in range(0, len(x_RD), rows):
             part = slice(i, i + rows)
             if probability_RV is None:
-                slope_CV = F.linear(x_RD[part], weight_WD, bias_W).float().sub_(lse_R[part, None]).exp_()
+                slope_CV = _fp32_linear(x_RD[part], weight_WD, bias_W).sub_(lse_R[part, None]).exp_()
             else:
                 slope_CV = probability_RV.clone()  # backward may be run again on a graph that is kept
             slope_CV.scatter_add_(1, labels_R[part, None], slope_CV.new_full((len(slope_CV), 1), -1.0))
@@ -95,6 +95,13 @@ def _padded(weight_VD: Tensor, bias_V: Tensor) -> tuple[Tensor, Tensor]:
 
 def _widened(weight_VD: Tensor, bias_V: Tensor, more: int) -> tuple[Tensor, Tensor]:
     return F.pad(weight_VD, (0, 0, 0, more)), F.pad(bias_V, (0, more), value=float("-inf"))
+
+
+def _fp32_linear(x_CD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
+    """`F.linear` with a result in fp32; on CUDA never rounded to the type of the weight."""
+    if x_CD.is_cuda and x_CD.dtype != torch.float32:
+        return torch.mm(x_CD, weight_VD.T, out_dtype=torch.float32).add_(bias_V)
+    return F.linear(x_CD, weight_VD, bias_V).float()
 
 
 def _fp32_product(a: Tensor, b: Tensor) -> Tensor:

@@ -105,6 +105,12 @@ def part(joined: Tensor, order: Order) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+def _cut(projected: Projected, rows: int) -> tuple[Projected, Projected]:
+    """The first rows, and those after them. Split, not sliced twice: backward then joins two gradients and adds up none."""
+    q, k, v = (torch.split(x, [rows, len(x) - rows]) for x in projected)
+    return (q[0], k[0], v[0]), (q[1], k[1], v[1])
+
+
 @dataclass(frozen=True, slots=True)
 class TextPlan:
     """Sequences of one buffer, one after the other: causal ones first, then such as see all of themselves."""
@@ -115,12 +121,11 @@ class TextPlan:
 
     def attend(self, q_THK: Tensor, k_THK: Tensor, v_THK: Tensor) -> Tensor:
         """As `attention.Plan.attend`."""
-        outs, cut = [], self.causal_rows
-        if self.causal is not None:
-            outs.append(varlen(q_THK[:cut], k_THK[:cut], v_THK[:cut], self.causal, self.causal, True))
-        if self.whole is not None:
-            outs.append(varlen(q_THK[cut:], k_THK[cut:], v_THK[cut:], self.whole, self.whole, False))
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+        if self.causal is None or self.whole is None:
+            one = self.whole if self.causal is None else self.causal
+            return q_THK if one is None else varlen(q_THK, k_THK, v_THK, one, one, self.causal is not None)
+        first, rest = _cut((q_THK, k_THK, v_THK), self.causal_rows)
+        return torch.cat([varlen(*first, self.causal, self.causal, True), varlen(*rest, self.whole, self.whole, False)])
 
 
 def text_plan(lengths_S: Tensor, causal: int, causal_rows: int, rows: int, longest: int | None) -> TextPlan:
@@ -166,15 +171,15 @@ class FusedPlan:
 
     def attend_parts(self, projected: Sequence[Projected]) -> list[Tensor]:
         """Attention of the perception rows and of the text rows."""
-        (a, b), (shown, spoken) = projected, self.causal_rows
+        (shown, others_a), (spoken, others_b) = (_cut(x, rows) for x, rows in zip(projected, self.causal_rows, strict=True))
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        if shown:
-            found[0].append(self._shown(*(x[:shown] for x in a)))
+        if len(shown[0]):
+            found[0].append(self._shown(*shown))
         if self.texts is not None and self.keys is not None:
-            k, v = (join(x[:shown], y[:spoken], self.causal_order) for x, y in zip(a[1:], b[1:], strict=True))
-            found[1].append(varlen(b[0][:spoken], k, v, self.texts, self.keys, True))
+            k, v = (join(x, y, self.causal_order) for x, y in zip(shown[1:], spoken[1:], strict=True))
+            found[1].append(varlen(spoken[0], k, v, self.texts, self.keys, True))
         if self.whole is not None:
-            q, k, v = (join(x[shown:], y[spoken:], self.whole_order) for x, y in zip(a, b, strict=True))
+            q, k, v = (join(x, y, self.whole_order) for x, y in zip(others_a, others_b, strict=True))
             for outs, out in zip(found, part(varlen(q, k, v, self.whole, self.whole, False), self.whole_order), strict=True):
                 outs.append(out)
         return [self._together(outs, x) for outs, x in zip(found, projected, strict=True)]
