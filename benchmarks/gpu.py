@@ -242,7 +242,7 @@ def run(world: World, given: argparse.Namespace, place: Path) -> dict[str, Any]:
     report["steps"] = []
     for size in given.sizes:
         cases: list[tuple[int, list[str]]] = [(stage, []) for stage in given.stages]
-        if cuda and not given.words:
+        if cuda and size in given.compiled:
             cases.insert(0, (1, ["train.compile=true"]))
         for stage, words in cases:
             found = one_case(place, world, size, stage, given, words)
@@ -289,6 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     parser.add_argument("--sizes", nargs="+", choices=list(MICRO), default=list(MICRO) if cuda else ["tiny"])
     parser.add_argument("--stages", type=int, nargs="+", choices=[0, 1, 2, 3], default=[1, 2, 3])
+    parser.add_argument("--compiled", nargs="*", choices=list(MICRO), default=["base", "large"], help="also with train.compile, stage 1")
     parser.add_argument("--steps", type=int, default=10 if cuda else 1)
     parser.add_argument("--micro", type=int, help="pairs a micro-batch; default: by size")
     parser.add_argument("--words", nargs="*", default=[], help="key=value words of a stage file, such as train.compile=true")
