@@ -114,12 +114,11 @@ def measure(case: Case, size: str, steps: int) -> dict[str, Any]:
     for number in range(BATCHES):
         case.step(number)
     wait(case.world)
-    times, host = [], []
+    times = []
     for _ in range(2):  # as in training the host runs ahead of the device, which is waited for at the end of a round alone
         start = time.perf_counter()
         for number in range(steps):
             case.step(number)
-            host.append((time.perf_counter() - start) / (number + 1))
         wait(case.world)
         times.append((time.perf_counter() - start) / steps)
     step_s = min(times)
@@ -137,7 +136,6 @@ def measure(case: Case, size: str, steps: int) -> dict[str, Any]:
         "activation_checkpointing": case.config.model.activation_checkpointing,
         "compile": case.config.train.compile,
         "step_ms": 1000 * step_s,
-        "host_ms": 1000 * min(host),
         "samples_per_s": case.plan.global_batch / step_s,
         "tflops_a_rank": operations / step_s / 1e12,
         "mfu": None if peak is None else operations / step_s / peak,

@@ -83,8 +83,9 @@ class Cluster:
     def hurry(self, job: str) -> None:
         """Have a requeued job start at once: SLURM lets it wait for two minutes."""
         wait_for(lambda: self.job(job)["JobState"] == "PENDING", 60)
-        # started within the second in which its last attempt ends, it meets the remains of that and fails
+        # started in the second in which its last attempt ends, it meets what slurmd has not put away yet, and fails before its script runs
         wait_for(lambda: not self.processes("slurm_script") and not self.processes(f"[{job}."), 60)
+        time.sleep(3)
         deadline, calm = time.monotonic() + 60, 0
         while calm < 3:  # the wait may be set after we have looked
             found = self.job(job)
