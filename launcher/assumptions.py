@@ -14,8 +14,8 @@ from shards.errors import ConfigError
 
 MOST_GPUS = 16_384
 GIVEN = "given"
-LLAMA_3 = (16_384, 54 * 24 / 466, "Llama 3 (Grattafiori et al. 2024), section 3.3.4: 466 interruptions in 54 days on 16,384 H100")
-"""GPUs, hours between failures, source."""
+LLAMA_3 = (16_384, 54 * 24 / 466)
+"""GPUs and hours between failures, of a cluster that failed more rarely: 466 interruptions in 54 days (Grattafiori et al. 2024, 3.3.4)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,8 @@ class HardwareConfig:
     usable_memory: float = 0.92
     """Part of the device memory that a run may take by the estimate."""
     mfu: Any = "???"
-    """[lower, upper] model FLOPs utilisation; or hidden_size -> [lower, upper], of which the largest that is not above the model's counts."""
+    """[lower, upper] model FLOPs utilisation; or hidden_size -> [lower, upper], of which that of the largest width not above the model's
+    counts."""
     mfu_stage_3: Any = "???"
     """The same under ZeRO 3."""
     sources: dict[str, str] = field(default_factory=dict)
@@ -61,6 +62,8 @@ class StorageConfig:
 
     write_gb_s_node: float = 1.0
     """10^9 bytes a second that a node writes while all write."""
+    fixed_s: float = 1.0
+    """Seconds of a save whatever its size: agreeing, fsync, rename."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +98,8 @@ class Assumptions:
 SOURCES = {
     "hardware.usable_memory": "assumed: the rest is for CUDA, NCCL, fragmentation, and texts longer than the mean",
     "sample.labels": "assumed",
-    "storage.write_gb_s_node": "assumed, as Llama 3, section 3.3.1: 2 TB/s sustained for 2,048 nodes; measure yours: benchmarks/checkpoint.py",
+    "storage.write_gb_s_node": "assumed, as Llama 3, section 3.3.1: 2 TB/s for 2,048 nodes; measure yours: benchmarks/checkpoint.py",
+    "storage.fixed_s": "assumed",
     "failures.hours": "Kokolis et al. 2025, Meta's RSC clusters: 7.9 h for jobs of 1,024 GPUs",
     "failures.restart_minutes": "assumed",
 }
@@ -115,9 +119,8 @@ def load_assumptions(gpu: str, words: Sequence[str] = ()) -> Assumptions:
     over = configfile.parse_overrides(words)
     sections: dict[str, Any] = {"sample": SampleConfig, "storage": StorageConfig, "failures": FailureConfig}
     if unknown := sorted(set(over) - {"hardware", *sections}):
-        raise ConfigError(
-            f"`--set {unknown[0]}` names no assumption. They begin with hardware., {'., '.join(sections)}., such as hardware.mfu."
-        )
+        known = ", ".join(f"{name}." for name in ("hardware", *sections))
+        raise ConfigError(f"`--set {unknown[0]}` names no assumption: they begin with {known} such as hardware.mfu or failures.hours.")
     for name, value in over.items():
         need(isinstance(value, dict), f"`--set {name}={value}` needs a key below it, such as failures.hours=20.")
     layers: list[tuple[str, dict[str, Any]]] = [(str(part), configfile.read_yaml(part)), ("--set hardware", over.get("hardware", {}))]
@@ -155,9 +158,7 @@ def _hardware_file(gpu: str) -> Path:
     path = folder / f"{gpu.casefold()}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise ConfigError(
-            f"`--gpu {gpu}` names no GPU that is known: they are {known}. Use one of them or the path of a YAML file like theirs."
-        )
+        raise ConfigError(f"`--gpu {gpu}` names no known GPU: they are {known}. Use one of them, or the path of a YAML file like theirs.")
     return path
 
 
@@ -170,6 +171,7 @@ def _check(found: Assumptions) -> None:
     for key, value in numbers.items():
         need(value is None or value > 0, f"`{key}` must be more than 0; got {value}.")
     need(0 < hardware.usable_memory <= 1, f"`hardware.usable_memory` must be above 0 and at most 1; got {hardware.usable_memory}.")
+    need(found.storage.fixed_s >= 0, f"`storage.fixed_s` must not be negative; got {found.storage.fixed_s}.")
     need(found.failures.restart_minutes >= 0, f"`failures.restart_minutes` must not be negative; got {found.failures.restart_minutes}.")
     for key in ("mfu", "mfu_stage_3"):
         mfu_range(getattr(hardware, key), 1 << 30, key)

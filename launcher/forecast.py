@@ -52,14 +52,14 @@ class Site:
         """
         need(
             1 <= gpus <= MOST_GPUS,
-            f"`--gpus {gpus}` must be 1 to {MOST_GPUS:,}: the formulas for failures and networks have no source beyond that.",
+            f"`--gpus {gpus}` must be 1 to {MOST_GPUS:,}, which is as far as the failure rates have a source. Give --gpus a number of these.",
         )
         need(gpus_per_node >= 1, f"`--gpus-per-node {gpus_per_node}` must be at least 1.")
         a_node = min(gpus, gpus_per_node)
         need(
             gpus % a_node == 0,
-            f"`--gpus {gpus}` are no whole number of nodes of {a_node} GPUs. Use {gpus // a_node * a_node} or {(gpus // a_node + 1) * a_node}, "
-            "or another --gpus-per-node.",
+            f"`--gpus {gpus}` are no whole number of nodes of {a_node} GPUs. Use {gpus // a_node * a_node} or "
+            f"{(gpus // a_node + 1) * a_node}, or another --gpus-per-node.",
         )
         return cls(gpus=gpus, gpus_per_node=a_node)
 
@@ -71,6 +71,8 @@ class StageForecast:
     stage: int
     micro_batch: int
     """The one of the stage file, or the largest that fits and divides the batch; 0: none does."""
+    mfu: tuple[float, float]
+    """Lower and upper."""
     accumulation: int
     memory: dict[str, float]
     """Bytes a rank with that micro-batch (with 1 where none fits), by part."""
@@ -211,9 +213,9 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
     low, high = chosen.step_s
     train = config.train
     saved = checkpoint_bytes(sizes, config, BF16)
-    stall_s = saved / (assumptions.storage.write_gb_s_node * formulas.GB * site.nodes)
+    stall_s = assumptions.storage.fixed_s + saved / (assumptions.storage.write_gb_s_node * formulas.GB * site.nodes)
     failures = assumptions.failures
-    rates = {"assumed": (failures.gpus * failures.hours, high), LLAMA_3[2]: (LLAMA_3[0] * LLAMA_3[1], low)}
+    rates = {"failures.hours": (failures.gpus * failures.hours, high), "Llama 3": (LLAMA_3[0] * LLAMA_3[1], low)}
     savings = {
         name: formulas.best_saving(stall_s, gpu_hours / site.gpus, step_s, failures.restart_minutes)
         for name, (gpu_hours, step_s) in rates.items()
@@ -252,7 +254,7 @@ def _stage(desk: Desk, stage: Stage, flops: float) -> StageForecast:
     """The forecast of one stage."""
     config, site, hardware = desk.config, desk.site, desk.assumptions.hardware
     recompute = config.model.activation_checkpointing
-    fits = {kind: desk.largest(stage, kind) for kind in RECOMPUTE}
+    fits: dict[str, int] = {kind: desk.largest(stage, kind) for kind in RECOMPUTE}
     plan = desk.chosen(stage, recompute, fits[recompute])
     micro, accumulation = (plan.micro_batch, plan.accumulation) if plan else (1, max(1, desk.a_rank))
     memory = desk.memory(stage, recompute, micro, accumulation)
@@ -273,6 +275,7 @@ def _stage(desk: Desk, stage: Stage, flops: float) -> StageForecast:
     return StageForecast(
         stage=stage,
         micro_batch=micro if plan else 0,
+        mfu=mfu,
         accumulation=accumulation,
         memory={name: float(getattr(memory, name)) for name in names},
         device_bytes=memory.device,

@@ -140,7 +140,7 @@ def test_everything_assumed_is_printed_with_its_source() -> None:
     text = render(predicted(*SMALL, set_words=("failures.hours=20",)))
     assert "hardware.peak_teraflops   989.0" in text
     assert "NVIDIA H100 data sheet, dense" in text
-    assert "failures.hours            20 on 1,024 GPUs, scaled by 1 / GPUs        given" in text
+    assert "failures.hours            20 on 1,024 GPUs, scaled by 1 / GPUs    given" in text
     assert "measured on one H100, benchmarks/results/gpu.json" in text
 
 
