@@ -52,7 +52,7 @@ class Site:
         """
         need(
             1 <= gpus <= MOST_GPUS,
-            f"`--gpus {gpus}` must be 1 to {MOST_GPUS:,}, which is as far as the failure rates have a source. Give --gpus a number of these.",
+            f"`--gpus {gpus}` must be 1 to {MOST_GPUS:,}, as far as failure rates have a source. Give such a number.",
         )
         need(gpus_per_node >= 1, f"`--gpus-per-node {gpus_per_node}` must be at least 1.")
         a_node = min(gpus, gpus_per_node)
