@@ -223,6 +223,24 @@ def preflight(
     raise typer.Exit(look(request, master_port, as_json=as_json))
 
 
+@app.command("plan")
+def plan_on_paper(
+    config: StageFile,
+    words: StageWords = None,
+    gpus: Annotated[int, typer.Option(help="GPUs, 1 to 16,384; they need not exist.")] = 8,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node.")] = 8,
+    gpu: Annotated[str, typer.Option(help="Which: a part (configs/hardware: a100, b200, h100, h200) or a YAML file.")] = "h100",
+    assumption_words: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Goes over what is assumed, such as hardware.mfu=[0.3,0.4].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what a stage takes on a cluster on paper: memory, micro-batch, time, checkpoints. Exit code 1 when nothing fits."""
+    from launcher.forecast_command import plan
+
+    raise typer.Exit(plan(config, words or [], gpus, gpus_per_node, gpu, assumption_words or [], as_json=as_json))
+
+
 @app.command()
 def pipeline(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file of stages (configs/pipeline).")],

@@ -1,11 +1,11 @@
-"""What would fail or not fit, said before anything is queued: `mmscale preflight CONFIG`. Every finding names its fix. No torch.
+"""What would fail or not fit, said before anything is queued: `mmscale preflight CONFIG`. Every finding names its fix.
 
 A check is a function that yields findings; it looks, it changes nothing (but a mark in the run folder, which it takes away again).
+torch is loaded for the model's shape alone (`launcher.estimate`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launcher.estimate import VOCABULARY, Estimate, estimate
+from launcher.estimate import VOCABULARY, Estimate, estimate, known_vocabulary
 from launcher.machine import Machine
 from launcher.monitor import read_launch
 from launcher.plan import LaunchPlan
@@ -57,7 +57,7 @@ class Subject:
 def examine(config: RunConfig, plan: LaunchPlan, machine: Machine) -> list[Finding]:
     """Run every check that this machine can make; those of the hosts are in `launcher.preflight_hosts`."""
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and machine.accelerator == "cuda")
-    needs = estimate(config, plan.ranks, bf16=bf16, vocabulary=_vocabulary(config) or VOCABULARY)
+    needs = estimate(config, plan.ranks, bf16=bf16, vocabulary=known_vocabulary(config) or VOCABULARY)
     subject = Subject(config=config, plan=plan, machine=machine, estimate=needs)
     return [finding for check in CHECKS for finding in _guarded(check, subject)]
 
@@ -70,15 +70,6 @@ def _guarded(check: Callable[[Subject], Iterator[Finding]], subject: Subject) ->
     except (MmscaleError, OSError) as e:
         found.append(Finding(check=check.__name__, level="fail", what=str(e), fix="As the message says."))
     return found
-
-
-def _vocabulary(config: RunConfig) -> int | None:
-    """Entries of the tokenizer, where it can be found."""
-    folder = config.data.tokenizer or (f"{config.data.shards}/tokenizer" if isinstance(config.data.shards, str) else "")
-    try:
-        return len(json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def batch(subject: Subject) -> Iterator[Finding]:

@@ -51,4 +51,8 @@ def _find(request: LaunchRequest, master_port: int | None) -> list[Finding]:
     sources = mixture_sources(config.data)
     places = [source.path for source in sources] if sources else [str(config.data.shards)]
     local = [place for place in places if not is_url(place)] if not plan.is_local else []
-    return [*examine(config, plan, this_machine()), *examine_hosts(plan, host_paths(plan, local))]
+    try:
+        found = examine(config, plan, this_machine())
+    except ConfigError as e:  # a model that cannot be built
+        return [Finding(check="model", level="fail", what=str(e), fix="As the message says; nothing else was looked at.")]
+    return [*found, *examine_hosts(plan, host_paths(plan, local))]

@@ -103,6 +103,7 @@ def estimate(
     recompute = str(shape.activation_checkpointing)
     kept = max((activations(shape, c, kernels, recompute) for c in first), default=0.0)
     work = max((workspace(shape, c, kernels, recompute) for c in first), default=0.0)
+    work = max([work, *(gathered(shape, c, plan.ranks, config.objectives.contrastive.group) for c in first)])
     return with_state(parameter_sizes(trainee), config, plan, kernels.width, kept, work)
 
 
@@ -177,6 +178,15 @@ def workspace(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute:
     first = layers[-1][0].stack.tokens * 4 * d * w if layers else 0
     logits = min(counts.words * shape.vocab_size, LOGITS_AT_ONCE) * (4 + w)
     return float(max(first, logits, *(again(*layer) for layer in layers if recompute != "none"), 0))
+
+
+def gathered(shape: MMScaleConfig, counts: Counts, ranks: int, group: int | None) -> float:
+    """Bytes of what the contrastive loss has of all ranks while it is worked out (`mmscale.objectives.sigmoid.gather_sides`).
+
+    They are fp32 embeddings of image and caption with three int64 a sample, twice, as NCCL gathers into one buffer and copies from it.
+    """
+    crosses = counts.wanted.contrastive and ranks > 1 and (group is None or counts.samples % group != 0)
+    return 2.0 * ranks * counts.samples * (8 * shape.projection_size + 24) if crosses else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ def test_dry_run_prints_the_command_and_starts_nothing(tmp_path: Path) -> None:
         (("launch", "{stage}", "train.steps=many"), 2, "train.steps"),
         (("launch", "{stage}", "--ranks-per-node", "3"), 2, "`train.global_batch` must divide by the ranks, 3; got 8. Use 6 or 9."),
         (("launch", "{stage}", "--hostfile", "nowhere"), 2, "The hostfile 'nowhere' cannot be read"),
+        (("plan", "{stage}", "--gpus", "0"), 2, "`--gpus 0` must be 1 to 16,384"),
         (("model-config", "nowhere"), 2, "must be a local transformers folder with a config.json; 'nowhere' is not."),
         (("runs", "show", "{folder}"), 1, "is not a run folder"),
         (("checkpoints", "verify", "{folder}"), 1, "has no committed checkpoint"),
