@@ -7,6 +7,7 @@ import math
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import torch.distributed as dist
 
@@ -21,6 +22,7 @@ from mmscale.errors import CheckpointError, RunError
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
 from mmscale.signals import StopRequest
+from mmscale.watchdog import Section
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class CheckpointHook:
 
     A save that fails leaves training on the checkpoint before; `checkpoint.max_failures` in a row end the run.
     """
+
+    section: ClassVar[Section] = "save"
 
     def __init__(self, run: Run, quarantined: int, guard: GuardHook, stop: StopRequest) -> None:
         self.run = run

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from mmscale.guard import Gate
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, strict
+from mmscale.watchdog import Section
 from mmscale.world import World
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ class LogHook:
     Losses and logged means are those of the logged step alone, so that they can be compared bit for bit; rates are means over the steps
     since the last line.
     """
+
+    section: ClassVar[Section] = "step"
 
     def __init__(
         self,
