@@ -193,8 +193,8 @@ def _explain(plan: LaunchPlan, code: int, mine: Status | None, lost: list[Rank])
         )
     if code == OVERRAN:
         return (
-            f"The run failed {_where(mine)}: a rank hung, or a section of it took longer than `watchdog` allows (exit code {OVERRAN}). Where "
-            f"its threads stood is in {RunFolder(plan.run).stacks(0).parent}, a file a rank. {advice}"
+            f"The run failed {_where(mine)}: a rank hung, or a section of it took longer than `watchdog` allows (exit code {OVERRAN}). "
+            f"Where the threads stood is in {RunFolder(plan.run).stacks(0).parent}, a file a rank. {advice}"
         )
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     killed = f", which is how it reports a rank that {signal.Signals(256 - code).name} ended" if 256 - code in (6, 7, 9, 11, 14, 15) else ""

@@ -111,6 +111,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
     names, skipped = [o.name for o in run.objectives], (state.skipped, state.skipped_in_a_row) if state else (0, 0)
     guard = GuardHook(run.folder, config.guard, run.world, run.group, names, already=skipped, resumed_at=step)
+    saving = CheckpointHook(run, bad, guard, stop)
     log = LogHook(
         run.folder,
         run.world,
@@ -124,13 +125,14 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
         flops=forward_flops,
         peak_flops=flops.peak_flops(run.world.device, run.dtype),
         tensorboard=config.log.tensorboard,
+        stalled_s=lambda: saving.stalled_s,
     )
     hooks: list[Hook] = [guard, log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
     if config.audit.samples:
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
         hooks.append(EvaluateHook(run, step))
-    return [*hooks, CheckpointHook(run, bad, guard, stop)]
+    return [*hooks, saving]
 
 
 def resume(run: Run) -> RunState | None:

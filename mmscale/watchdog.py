@@ -135,6 +135,6 @@ class Watchdog:
             f"The section `{over.section}` of rank {self.world.rank} (process {os.getpid()} on {os.uname().nodename}) took longer than "
             f"{key} = {over.limit_s:g} s, {where}. The stacks of its threads are in {self.folder.stacks(self.world.rank)}. A rank that "
             "waits for another overruns too: at fault is the one whose stack is in no collective, or that has left none, because it was "
-            f"stopped or its host is lost. Mend what hangs, or raise {key} if it was only slow (0 waits for ever). The same command goes on "
-            "from the newest checkpoint."
+            f"stopped or its host is lost. Mend what hangs, or raise {key} if it was only slow (0 waits for ever). The same command goes "
+            "on from the newest checkpoint."
         )

@@ -48,22 +48,23 @@ class LogHook:
         flops: Callable[[Batch], float],
         peak_flops: float | None,
         tensorboard: bool,
+        stalled_s: Callable[[], float],
     ) -> None:
         self.folder, self.world, self.gate, self.objectives, self.guard = folder, world, gate, objectives, guard
         self.every, self.steps, self.rows = every, steps, rows
-        self.flops, self.peak_flops = flops, peak_flops
+        self.flops, self.peak_flops, self.stalled_s = flops, peak_flops, stalled_s
         self.writer = _open_writer(folder, resumed_at) if tensorboard and world.is_first else None
         if world.is_first:
             drop_torn_line(folder.metrics)
             keep_lines_up_to(folder.metrics, resumed_at)
-        self.window = _Window(resumed_at)
+        self.window = _Window(resumed_at, stalled_s())
 
     def after_step(self, info: StepInfo) -> None:
         """Count the step in, and write a line when one is due."""
         self.window.add(info, sum(self.flops(batch) for batch in info.batch.host))
         if due(info.step, self.every, info.last):
             record = self._record(info)
-            self.window = _Window(info.step)
+            self.window = _Window(info.step, self.stalled_s())
             if self.world.is_first:
                 self._write(record)
 
@@ -87,7 +88,11 @@ class LogHook:
         group = self.gate.engine.optimizer.param_groups[0]
         record |= {"grad_norm": None if norm is None else float(norm), "lr": group["lr"] / group.get("lr_factor", 1.0)}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
-        record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device)}
+        record |= {
+            "data_wait_s": wait_s / steps,
+            "save_stall_s": self.stalled_s() - self.window.stalled_s,
+            "memory": _peak_memory(self.world.device),
+        }
         record |= {"quarantined": info.sums.quarantined, "skipped_steps": self.guard.total}
         return record | _reading(sums, ready, elapsed)
 
@@ -107,8 +112,8 @@ class LogHook:
 class _Window:
     """Sums of this rank since the last logged line."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, stalled_s: float) -> None:
+        self.step, self.stalled_s = step, stalled_s
         self.start = time.perf_counter()
         self.samples = self.tokens = 0
         self.flops = self.wait_s = 0.0
