@@ -17,6 +17,7 @@ from mmscale.data.statistics import Work
 from mmscale.guard import Gate
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
+from mmscale.own_time import OwnTime, Straggler
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, strict
 from mmscale.watchdog import Section
 from mmscale.world import World
@@ -58,6 +59,7 @@ class LogHook:
             drop_torn_line(folder.metrics)
             keep_lines_up_to(folder.metrics, resumed_at)
         self.window = _Window(resumed_at, stalled_s())
+        self.straggler = Straggler()
 
     def after_step(self, info: StepInfo) -> None:
         """Count the step in, and write a line when one is due."""
@@ -94,6 +96,8 @@ class LogHook:
             "memory": _peak_memory(self.world.device),
         }
         record |= {"quarantined": info.sums.quarantined, "skipped_steps": self.guard.total}
+        if self.world.size > 1:
+            record |= self.straggler.look([sums[f"own/{rank}"] for rank in range(self.world.size)])
         return record | _reading(sums, ready, elapsed)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -102,6 +106,8 @@ class LogHook:
         rate = {k: record[k] for k in ("loss", "samples_per_s", "mfu", "data_wait_s", "step_s")}
         self.folder.write_status("running", step=record["step"], steps=self.steps, eta_s=eta_s, **strict(rate))
         logger.info("%s", console_line(record, self.steps, eta_s))
+        if (warning := self.straggler.warning()) is not None:
+            logger.warning("%s", warning)
         if self.writer is not None:
             for name, value in record.items():
                 if name != "step" and value is not None:
@@ -118,6 +124,7 @@ class _Window:
         self.samples = self.tokens = 0
         self.flops = self.wait_s = 0.0
         self.work, self.ready = Work(), 0
+        self.own = OwnTime()
 
     def add(self, info: StepInfo, flops: float) -> None:
         """Count a step in."""
@@ -127,17 +134,19 @@ class _Window:
         self.wait_s += info.batch.wait_s
         self.work += info.batch.work
         self.ready = info.batch.ready
+        self.own.add(info.sums.own)
 
     def reduce(self, world: World) -> tuple[dict[str, float], float, int]:
         """Bring the ranks together (all ranks call).
 
         Returns:
-            Sums over all ranks: samples, tokens, forward FLOPs, the loader's work and, as `store/NAME`, the store's; the longest data wait
-            of a rank; the fewest batches that lie ready on a rank.
+            Sums over all ranks: samples, tokens, forward FLOPs, the loader's work and, as `store/NAME`, the store's; as `own/RANK` each
+            rank's own seconds; the longest data wait of a rank; the fewest batches that lie ready on a rank.
         """
         local = {"samples": self.samples, "tokens": self.tokens, "flops": self.flops, "read": self.work.samples, "bytes": self.work.bytes}
         local |= {"read_s": self.work.read_s, "decode_s": self.work.decode_s}
         local |= {f"store/{name}": count for name, count in asdict(self.work.store).items()}
+        local |= {f"own/{rank}": 0.0 for rank in range(world.size)} | {f"own/{world.rank}": self.wait_s + self.own.seconds()}
         sums = torch.tensor(list(local.values()), dtype=torch.float64, device=world.device)
         most = torch.tensor([self.wait_s, -self.ready], dtype=torch.float64, device=world.device)
         dist.all_reduce(sums)

@@ -19,7 +19,7 @@ from tests.launcher.launching import MMSCALE, REPO, wait_for
 from tests.training.alone import Alone
 from tests.training.runs import count_lines, environment, losses, train
 
-LIMIT = "watchdog.step_s=8"
+LIMIT = "watchdog.step_s=12"
 
 
 def stalled(stage: Path, run: Path, how: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def test_a_section_that_hangs_ends_the_run_and_says_where(alone: Alone, stage: P
     assert done.returncode == 87, done.stderr
     said = done.stderr.splitlines()[-1]
     assert said.startswith("mmscale: error: The section `step` of rank 0 (process ")
-    assert "took longer than watchdog.step_s = 8 s, at step 3 of 4. The stacks of its threads are in " in said
+    assert "took longer than watchdog.step_s = 12 s, at step 3 of 4. The stacks of its threads are in " in said
     stacks = (run / "stacks" / "rank-0.txt").read_text()
     assert said.removeprefix("mmscale: error: ") in stacks
     for text in (stacks, done.stderr, (run / "logs" / "rank-0.log").read_text()):
@@ -77,14 +77,14 @@ def rank_of(run: Path, rank: int) -> psutil.Process:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_ends_the_run_which_goes_on_bit_for_bit(stage: Path, tmp_path: Path, victim: int) -> None:
-    steps, run, whole = "train.steps=200", tmp_path / "run", tmp_path / "whole"
+    steps, run, whole = "train.steps=60", tmp_path / "run", tmp_path / "whole"
     launched = start(stage, run, steps, LIMIT)
     try:
         wait_for(lambda: count_lines(run) >= 7, 240)
         rank_of(run, victim).suspend()
         stopped = time.monotonic()
         _, err = launched.communicate(timeout=120)
-        assert time.monotonic() - stopped < 75  # 8 of the step, 6 of the watchdog, 31 of DeepSpeed's launcher, and a slow machine
+        assert time.monotonic() - stopped < 75  # 12 of the step, 6 of the watchdog, 31 of DeepSpeed's launcher, and a slow machine
         assert launched.returncode == 87, err
         assert "a rank hung, or a section of it took longer than `watchdog` allows (exit code 87)" in err
         assert list(processes_of_run(run)) == []
@@ -92,13 +92,13 @@ def test_a_stopped_rank_ends_the_run_which_goes_on_bit_for_bit(stage: Path, tmp_
         for process in processes_of_run(run):
             process.kill()
     done = count_lines(run)
-    assert 7 <= done < 200
+    assert 7 <= done < 60
     other = (run / "stacks" / f"rank-{1 - victim}.txt").read_text()
     assert f"The section `step` of rank {1 - victim} (process " in other
     assert re.search(r"in (all_reduce|all_gather|all_gather_object|broadcast|backward|wait)\b", other), other
     assert json.loads((run / "status.json").read_text())["state"] == ("running" if victim == 0 else "failed")
     assert (run / "stacks" / f"rank-{victim}.txt").read_text() == ""
-    again = start(stage, run, f"train.steps={steps[12:]}", "watchdog.step_s=300")
+    again = start(stage, run, steps, "watchdog.step_s=300")
     assert again.wait(400) == 0
     undisturbed = train(2, stage, f"run={whole}", steps, "checkpoint.every=5")
     assert undisturbed.returncode == 0, undisturbed.stderr
