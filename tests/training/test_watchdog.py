@@ -100,7 +100,7 @@ def test_a_stopped_rank_ends_the_run_which_goes_on_bit_for_bit(stage: Path, tmp_
     assert (run / "stacks" / f"rank-{victim}.txt").read_text() == ""
     again = start(stage, run, steps, "watchdog.step_s=300")
     assert again.wait(400) == 0
-    undisturbed = train(2, stage, f"run={whole}", steps, "checkpoint.every=5")
+    undisturbed = train(2, stage, f"run={whole}", steps, "checkpoint.every=5", timeout_s=600)
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert losses(run) == losses(whole)
 
