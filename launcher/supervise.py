@@ -20,11 +20,13 @@ from launcher.engines import engine_of
 from launcher.errors import LaunchError
 from launcher.monitor import LaunchRecord, Status, read_status, write_launch
 from launcher.plan import INHERITED, LaunchPlan
-from launcher.watch import Rank, Watch, own_address
+from launcher.watch import STOPPED, Rank, Watch, own_address
 from mmscale.errors import RunError
+from mmscale.run_folder import RunFolder
+from mmscale.watchdog import OVERRAN
 
 POLL_S = 0.1
-STOPPED, NO_PROGRESS = 85, 86
+NO_PROGRESS = 86
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -88,6 +90,8 @@ def _follow(plan: LaunchPlan, child: subprocess.Popen[bytes], watch: Watch, rece
                 processes.send(process, signal.SIGKILL)
             child.wait()
             return lost
+        if watch.failed_s() > plan.grace_s:
+            watch.send(signal.SIGKILL)  # a rank that is stopped, or hangs in a collective on another host, ends by nothing else
         _pass_on(plan, child, watch, received)
     watch.look(POLL_S)
     follower.copy([plan.rank_log(0)])
@@ -187,8 +191,13 @@ def _explain(plan: LaunchPlan, code: int, mine: Status | None, lost: list[Rank])
             f"`{plan.engine}` ended with exit code 0, but the run did not finish: it ended {_where(mine)}. This is what "
             f"DeepSpeed's launcher does when one of its own processes is killed, by a signal or for want of memory. {advice}"
         )
+    if code == OVERRAN:
+        return (
+            f"The run failed {_where(mine)}: a rank hung, or a section of it took longer than `watchdog` allows (exit code {OVERRAN}). "
+            f"Where the threads stood is in {RunFolder(plan.run).stacks(0).parent}, a file a rank. {advice}"
+        )
     ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    killed = f", which is how it reports a rank that {signal.Signals(256 - code).name} ended" if 256 - code in (6, 7, 9, 11, 15) else ""
+    killed = f", which is how it reports a rank that {signal.Signals(256 - code).name} ended" if 256 - code in (6, 7, 9, 11, 14, 15) else ""
     return f"The run failed {_where(mine)}: `{plan.engine}` {ended}{killed}. {advice}"
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from launcher.rank import WATCH
 
+STOPPED = 85
+"""Exit code of a rank that has ended on request."""
 ASK_S = 1.0
 """Time between questions whether a rank's host is there."""
 
@@ -92,6 +94,11 @@ class Watch:
     def silent(self) -> list[Rank]:
         """The ranks whose host has said nothing for too long."""
         return [rank for rank in self.alive() if time.monotonic() - rank.heard > self.silence_s]
+
+    def failed_s(self) -> float:
+        """Seconds since the first rank failed; 0 while none has."""
+        ends = [rank.heard for rank in self.ranks.values() if rank.ended_at is not None and (rank.lost or rank.code not in (0, STOPPED))]
+        return time.monotonic() - min(ends) if ends else 0.0
 
     def send(self, number: signal.Signals) -> None:
         """Signal every rank that runs, all at once (DeepSpeed's launcher goes one by one, up to 30 s apart)."""

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmscale.own_time import Moment
+
 
 class Gate:
     """Stands before the optimizer of an engine.
@@ -31,6 +33,8 @@ class Gate:
         self._own = self._plain or not getattr(engine.optimizer, "compute_grad_norm", True)
         self._norm: Any = None
         self._trace: Tensor | None = None
+        self.arrived: list[Moment] = []
+        """When gradients reached the embeddings in the last `backward`."""
         for module in entrances:
             module.register_forward_hook(self._watch)
         engine.basic_optimizer.register_step_pre_hook(self._close)
@@ -45,7 +49,7 @@ class Gate:
         Returns:
             fp32 scalar on the device: 0, or not a number if the gradient of this micro-batch on this rank is not finite.
         """
-        self._trace = None
+        self._trace, self.arrived = None, []
         # The product is also what makes scale_wrt_gas=False hold under ZeRO 0: given the very tensor of its forward, DeepSpeed 0.19.8
         # divides by the accumulation.
         self.engine.backward(loss * (ranks + 0 * loss.detach()), scale_wrt_gas=False)
@@ -94,5 +98,6 @@ class Gate:
             output.register_hook(self._note)  # type: ignore[no-untyped-call]
 
     def _note(self, gradient: Tensor) -> None:
+        self.arrived.append(Moment(gradient.device))
         zero = 0 * gradient.detach().sum(dtype=torch.float32)
         self._trace = zero if self._trace is None else self._trace + zero

@@ -17,7 +17,7 @@ class RunFolder:
     """Paths of one run.
 
     config.yaml  metrics.jsonl  tensorboard/  checkpoints/step-00000100/  logs/rank-*.log  status.json  quarantine.jsonl
-    skipped.jsonl  audit/
+    skipped.jsonl  audit/  stacks/rank-*.txt
     """
 
     path: Path
@@ -65,6 +65,10 @@ class RunFolder:
     def log(self, rank: int) -> Path:
         """Log file of a rank."""
         return self.path / "logs" / f"rank-{rank}.log"
+
+    def stacks(self, rank: int) -> Path:
+        """Where the threads of a rank stood when a section took too long."""
+        return self.path / "stacks" / f"rank-{rank}.txt"
 
     def audit(self, rank: int) -> Path:
         """Audit file of a rank: a line a sample."""

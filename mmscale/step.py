@@ -17,6 +17,7 @@ from mmscale.engine import Logs
 from mmscale.late import Late
 from mmscale.objectives import Objective, feature_cache
 from mmscale.optim import learning_rate
+from mmscale.own_time import OwnTime, measured
 from mmscale.world import World
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class StepSums:
     """fp32 scalar, the same on all ranks: 1 if the step was dropped because a loss or the gradient norm was not finite."""
     micro: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Of each micro-step of this rank: loss sums (K,), and 0, or not a number if its gradient was not finite."""
+
+    own: OwnTime = field(default_factory=OwnTime)
+    """What forward and backward took this rank, without waiting for others."""
 
     def add(self, sums_K: Tensor, gradient: Tensor, logs: Logs) -> None:
         """Add a micro-step's sums."""
@@ -102,8 +106,10 @@ def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
         group["lr"] = learning_rate(batch.step, train.steps, run.config.optimizer) * group.get("lr_factor", 1.0)
     for index, (micro, objectives) in enumerate(zip(batch.micro, with_global_negatives(run, batch), strict=True)):
         seed_micro_step(train.seed, batch.step, index, world.rank)
-        loss, sums_K, logs = run.engine(micro, factors_K, objectives)
-        gradient = run.gate.backward(loss, world.size)
+        with measured(sums.own, world.device) as over:
+            loss, sums_K, logs = run.engine(micro, factors_K, objectives)
+            gradient = run.gate.backward(loss, world.size)
+            over += run.gate.arrived
         run.gate.step()
         sums.add(sums_K, gradient, logs)
     sums.skipped = run.gate.skipped()

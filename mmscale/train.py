@@ -1,6 +1,6 @@
 """Training: `deepspeed --module mmscale.train CONFIG [key=value ...]`, or under torchrun, srun or alone.
 
-Exit codes: 0 finished, 85 checkpointed on request, 2 wrong configuration, 1 any other failure.
+Exit codes: 0 finished, 85 checkpointed on request, 87 a section took too long, 2 wrong configuration, 1 any other failure.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mmscale.model.sequences import Wanted
 from mmscale.run_folder import RunFolder, replace_file
 from mmscale.signals import StopRequest, die_with_parent
 from mmscale.step import optimizer_step
+from mmscale.watchdog import Watchdog
 from mmscale.world import World, connect, read_world
 from shards import configfile
 from shards.errors import ConfigError, MmscaleError
@@ -45,7 +46,7 @@ STOPPED = 85
 """Exit code of a run that committed a checkpoint on request and can be started again."""
 
 
-def train(run: Run, state: RunState | None, stop: StopRequest) -> bool:
+def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) -> bool:
     """Train to the last step, or until a stop is asked for.
 
     Returns:
@@ -56,7 +57,9 @@ def train(run: Run, state: RunState | None, stop: StopRequest) -> bool:
     hooks: list[Hook] = []
     with open_loader(run, state) as loader:
         try:
+            watch.enter("data", done + 1)
             for batch in loader:
+                watch.enter("step", batch.step + 1)
                 if not hooks:
                     hooks = build_hooks(run, state, batch, stop)
                 sums = optimizer_step(run, batch, stop.asked)
@@ -65,9 +68,11 @@ def train(run: Run, state: RunState | None, stop: StopRequest) -> bool:
                 done = batch.step + 1
                 info = StepInfo(done, batch.samples_seen_after, batch, sums, last=sums.stop or done == steps)
                 for hook in hooks:
+                    watch.enter(hook.section, done)
                     hook.after_step(info)
                 if info.last:
                     break
+                watch.enter("data", done + 1)
         finally:
             for hook in hooks:
                 hook.close()
@@ -106,6 +111,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
     names, skipped = [o.name for o in run.objectives], (state.skipped, state.skipped_in_a_row) if state else (0, 0)
     guard = GuardHook(run.folder, config.guard, run.world, run.group, names, already=skipped, resumed_at=step)
+    saving = CheckpointHook(run, bad, guard, stop)
     log = LogHook(
         run.folder,
         run.world,
@@ -119,13 +125,14 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
         flops=forward_flops,
         peak_flops=flops.peak_flops(run.world.device, run.dtype),
         tensorboard=config.log.tensorboard,
+        stalled_s=lambda: saving.stalled_s,
     )
     hooks: list[Hook] = [guard, log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
     if config.audit.samples:
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
         hooks.append(EvaluateHook(run, step))
-    return [*hooks, CheckpointHook(run, bad, guard, stop)]
+    return [*hooks, saving]
 
 
 def resume(run: Run) -> RunState | None:
@@ -152,7 +159,7 @@ def resume(run: Run) -> RunState | None:
     return state
 
 
-def run_stage(config: RunConfig, world: World, folder: RunFolder) -> int:
+def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdog) -> int:
     """Run a stage from where it stands to its end.
 
     Returns:
@@ -167,7 +174,7 @@ def run_stage(config: RunConfig, world: World, folder: RunFolder) -> int:
         folder.write_status("running", step=0, steps=config.train.steps)
     state = resume(run)
     already = state is not None and state.step >= config.train.steps
-    finished = already or train(run, state, stop)
+    finished = already or train(run, state, stop, watch)
     dist.barrier(group=group)
     if world.is_first:
         folder.write_status("finished" if finished else "stopped", step=config.train.steps if finished else None, steps=config.train.steps)
@@ -191,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_run_config(words[0], words[1:])
         folder = RunFolder(Path(config.run))
         start_logging(folder, world)
-        return run_stage(config, world, folder)
+        with Watchdog(config, folder, world) as watch:
+            return run_stage(config, world, folder, watch)
     except MmscaleError as e:
         return _report(e, world)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from mmscale.data.loader import StepBatch
 from mmscale.step import StepSums
+from mmscale.watchdog import Section
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class StepInfo:
 
 class Hook(Protocol):
     """One concern beside the loop. Hooks run in order on all ranks: they may use collectives."""
+
+    section: ClassVar[Section]
+    """Whose limit of time the hook has."""
 
     def after_step(self, info: StepInfo) -> None:
         """Act on a finished step."""

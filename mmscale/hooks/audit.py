@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 from mmscale.config import QuarantineConfig
 from mmscale.hooks import StepInfo
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line
+from mmscale.watchdog import Section
 from mmscale.world import World
 from shards.errors import BudgetError
 
 
 class AuditHook:
     """Writes audit/rank-N.jsonl, a line a sample. Runs before the checkpoint hook: what a checkpoint has seen is on file."""
+
+    section: ClassVar[Section] = "step"
 
     def __init__(self, folder: RunFolder, world: World) -> None:
         path = folder.audit(world.rank)
@@ -33,6 +37,8 @@ class AuditHook:
 
 class QuarantineHook:
     """Writes quarantine.jsonl and ends the run when too many samples are bad."""
+
+    section: ClassVar[Section] = "step"
 
     def __init__(self, folder: RunFolder, config: QuarantineConfig, already: int, world: World) -> None:
         self.folder = folder

@@ -7,6 +7,7 @@ import math
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import torch.distributed as dist
 
@@ -21,8 +22,11 @@ from mmscale.errors import CheckpointError, RunError
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
 from mmscale.signals import StopRequest
+from mmscale.watchdog import Section
 
 logger = logging.getLogger(__name__)
+HOURS_OF_1024 = 7.9
+"""Mean time to failure of jobs of 1,024 GPUs on Meta's research cluster; it goes with 1 / GPUs (Kokolis et al. 2024, arXiv 2410.21680)."""
 
 
 class CheckpointHook:
@@ -30,6 +34,8 @@ class CheckpointHook:
 
     A save that fails leaves training on the checkpoint before; `checkpoint.max_failures` in a row end the run.
     """
+
+    section: ClassVar[Section] = "save"
 
     def __init__(self, run: Run, quarantined: int, guard: GuardHook, stop: StopRequest) -> None:
         self.run = run
@@ -40,9 +46,10 @@ class CheckpointHook:
         self.background = BackgroundSave()
         self.snapshot = Snapshot()
         self.failures = 0
-        self.advised = False
         self.first: tuple[int, float] | None = None
+        self.saves = 0
         self.stalled_s = 0.0
+        """What training stood still so far for checkpoints."""
 
     def after_step(self, info: StepInfo) -> None:
         """Commit when a checkpoint is due (all ranks call).
@@ -77,8 +84,9 @@ class CheckpointHook:
             outcome = self._save(self._contents(state, snapshot=False))
             self._note(outcome, may_raise=True, last=last)
         stall_s = time.perf_counter() - start
-        self._advise(info.step, stall_s)
+        self.saves += 1
         self.stalled_s += stall_s
+        self._advise(info.step, stall_s)
         if self.guard.failure is not None:
             raise RunError(self.guard.failure)
 
@@ -134,19 +142,24 @@ class CheckpointHook:
             self.stop.asked = True  # ranks agree on it at the next step, and try once more
 
     def _advise(self, step: int, stall_s: float) -> None:
-        """Once, say which interval would cost least (Young 1974): sqrt(2 x stall x mean time to failure)."""
+        """Say once which interval would cost least, after the second save: the first one makes buffers."""
         assert self.first is not None
-        steps = step - self.first[0]
-        if self.advised or steps == 0 or not self.run.world.is_first:
+        steps, config = step - self.first[0], self.run.config.checkpoint
+        if self.saves != 2 or steps == 0 or not self.run.world.is_first:
             return
-        self.advised = True
-        step_s = (time.perf_counter() - self.first[1] - stall_s - self.stalled_s) / steps
-        hours = self.run.config.checkpoint.hours_between_failures
+        step_s = (time.perf_counter() - self.first[1] - self.stalled_s) / steps
+        hours = mttf_hours(config.mttf_hours, self.run.world.size)
         best_s = best_interval_s(stall_s, hours * 3600)
         logger.info(
-            "a checkpoint stalls training for %.2f s; with a failure every %g h, one every %.0f s costs least: checkpoint.every=%d",
-            *(stall_s, hours, best_s, max(1, round(best_s / max(step_s, 1e-9)))),
+            "a checkpoint stalls training for %.2f s; with a failure every %.4g h, one every %.0f s costs least: "
+            "checkpoint.every=%d (now %d)",
+            *(stall_s, hours, best_s, max(1, round(best_s / max(step_s, 1e-9))), config.every),
         )
+
+
+def mttf_hours(configured: float | None, ranks: int) -> float:
+    """Take the configured mean time to failure, or what was measured elsewhere for so many devices."""
+    return HOURS_OF_1024 * 1024 / ranks if configured is None else configured
 
 
 def best_interval_s(stall_s: float, mttf_s: float) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import ClassVar
 
 from mmscale.assemble import Run
 from mmscale.evaluate import EvaluateCommand, evaluation_config, predict_records
 from mmscale.hooks import StepInfo, due
 from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to
 from mmscale.tasks import build_task
+from mmscale.watchdog import Section
 from shards.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -16,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 class EvaluateHook:
     """Scores the run's task, or retrieval in pretraining, with the weights as they are."""
+
+    section: ClassVar[Section] = "evaluate"
 
     def __init__(self, run: Run, resumed_at: int) -> None:
         settings, task = run.config.evaluate, run.config.task

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from mmscale.hooks import StepInfo
 from mmscale.late import Late
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to
 from mmscale.step import StepSums
+from mmscale.watchdog import Section
 from mmscale.world import World
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class GuardHook:
 
     A dropped step has changed nothing, so that nothing is lost by learning of it late. Runs first: the log and the checkpoint ask it.
     """
+
+    section: ClassVar[Section] = "step"
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,9 @@ from mmscale.data.statistics import Work
 from mmscale.guard import Gate
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
+from mmscale.own_time import OwnTime, Straggler
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, strict
+from mmscale.watchdog import Section
 from mmscale.world import World
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ class LogHook:
     Losses and logged means are those of the logged step alone, so that they can be compared bit for bit; rates are means over the steps
     since the last line.
     """
+
+    section: ClassVar[Section] = "step"
 
     def __init__(
         self,
@@ -45,22 +49,24 @@ class LogHook:
         flops: Callable[[Batch], float],
         peak_flops: float | None,
         tensorboard: bool,
+        stalled_s: Callable[[], float],
     ) -> None:
         self.folder, self.world, self.gate, self.objectives, self.guard = folder, world, gate, objectives, guard
         self.every, self.steps, self.rows = every, steps, rows
-        self.flops, self.peak_flops = flops, peak_flops
+        self.flops, self.peak_flops, self.stalled_s = flops, peak_flops, stalled_s
         self.writer = _open_writer(folder, resumed_at) if tensorboard and world.is_first else None
         if world.is_first:
             drop_torn_line(folder.metrics)
             keep_lines_up_to(folder.metrics, resumed_at)
-        self.window = _Window(resumed_at)
+        self.window = _Window(resumed_at, stalled_s())
+        self.straggler = Straggler()
 
     def after_step(self, info: StepInfo) -> None:
         """Count the step in, and write a line when one is due."""
         self.window.add(info, sum(self.flops(batch) for batch in info.batch.host))
         if due(info.step, self.every, info.last):
             record = self._record(info)
-            self.window = _Window(info.step)
+            self.window = _Window(info.step, self.stalled_s())
             if self.world.is_first:
                 self._write(record)
 
@@ -84,8 +90,14 @@ class LogHook:
         group = self.gate.engine.optimizer.param_groups[0]
         record |= {"grad_norm": None if norm is None else float(norm), "lr": group["lr"] / group.get("lr_factor", 1.0)}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
-        record |= {"data_wait_s": wait_s / steps, "memory": _peak_memory(self.world.device)}
+        record |= {
+            "data_wait_s": wait_s / steps,
+            "save_stall_s": self.stalled_s() - self.window.stalled_s,
+            "memory": _peak_memory(self.world.device),
+        }
         record |= {"quarantined": info.sums.quarantined, "skipped_steps": self.guard.total}
+        if self.world.size > 1:
+            record |= self.straggler.look([sums[f"own/{rank}"] for rank in range(self.world.size)])
         return record | _reading(sums, ready, elapsed)
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -94,6 +106,8 @@ class LogHook:
         rate = {k: record[k] for k in ("loss", "samples_per_s", "mfu", "data_wait_s", "step_s")}
         self.folder.write_status("running", step=record["step"], steps=self.steps, eta_s=eta_s, **strict(rate))
         logger.info("%s", console_line(record, self.steps, eta_s))
+        if (warning := self.straggler.warning()) is not None:
+            logger.warning("%s", warning)
         if self.writer is not None:
             for name, value in record.items():
                 if name != "step" and value is not None:
@@ -104,12 +118,13 @@ class LogHook:
 class _Window:
     """Sums of this rank since the last logged line."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, stalled_s: float) -> None:
+        self.step, self.stalled_s = step, stalled_s
         self.start = time.perf_counter()
         self.samples = self.tokens = 0
         self.flops = self.wait_s = 0.0
         self.work, self.ready = Work(), 0
+        self.own = OwnTime()
 
     def add(self, info: StepInfo, flops: float) -> None:
         """Count a step in."""
@@ -119,17 +134,19 @@ class _Window:
         self.wait_s += info.batch.wait_s
         self.work += info.batch.work
         self.ready = info.batch.ready
+        self.own.add(info.sums.own)
 
     def reduce(self, world: World) -> tuple[dict[str, float], float, int]:
         """Bring the ranks together (all ranks call).
 
         Returns:
-            Sums over all ranks: samples, tokens, forward FLOPs, the loader's work and, as `store/NAME`, the store's; the longest data wait
-            of a rank; the fewest batches that lie ready on a rank.
+            Sums over all ranks: samples, tokens, forward FLOPs, the loader's work and, as `store/NAME`, the store's; as `own/RANK` each
+            rank's own seconds; the longest data wait of a rank; the fewest batches that lie ready on a rank.
         """
         local = {"samples": self.samples, "tokens": self.tokens, "flops": self.flops, "read": self.work.samples, "bytes": self.work.bytes}
         local |= {"read_s": self.work.read_s, "decode_s": self.work.decode_s}
         local |= {f"store/{name}": count for name, count in asdict(self.work.store).items()}
+        local |= {f"own/{rank}": 0.0 for rank in range(world.size)} | {f"own/{world.rank}": self.wait_s + self.own.seconds()}
         sums = torch.tensor(list(local.values()), dtype=torch.float64, device=world.device)
         most = torch.tensor([self.wait_s, -self.ready], dtype=torch.float64, device=world.device)
         dist.all_reduce(sums)

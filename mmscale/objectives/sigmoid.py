@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmscale.own_time import waiting
+
 PAIRS_AT_ONCE = 1 << 22
 """Similarities that exist at one time (16 MiB in fp32, and some times that for what is worked out from them)."""
 
@@ -165,8 +167,9 @@ def gather_sides(mine: Side) -> list[Side]:
     whole = torch.stack([mine.valid_M.long(), mine.hash_M, mine.positions_M], dim=1)
     all_vectors = [torch.empty_like(vectors) for _ in range(dist.get_world_size())]
     all_whole = [torch.empty_like(whole) for _ in all_vectors]
-    dist.all_gather(all_vectors, vectors)
-    dist.all_gather(all_whole, whole)
+    with waiting(vectors.device):
+        dist.all_gather(all_vectors, vectors)
+        dist.all_gather(all_whole, whole)
     width = mine.image_ME.shape[1]
     sides = [Side(v[:, :width], v[:, width:], w[:, 0].bool(), w[:, 1], w[:, 2]) for v, w in zip(all_vectors, all_whole, strict=True)]
     del sides[dist.get_rank()]

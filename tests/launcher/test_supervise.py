@@ -62,6 +62,19 @@ def test_killed_rank_is_named_and_its_peers_end(tmp_path: Path) -> None:
     assert launched.processes() == []
 
 
+def test_a_stopped_rank_is_killed_when_its_peer_has_failed(tmp_path: Path) -> None:
+    launched = start_and_wait(tmp_path, "run", "--grace-s", "3")
+    ranks = launched.ranks()
+    ranks[0].suspend()
+    ranks[1].kill()
+    failed = time.monotonic()
+    code, _, err = launched.output(60)
+    assert time.monotonic() - failed < 25  # DeepSpeed's launcher alone gives it 30 s
+    assert code == 247
+    assert "rank 1 ended first" in err
+    assert launched.processes() == []
+
+
 @pytest.mark.parametrize("to_group", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_no_orphan(tmp_path: Path, to_group: bool) -> None:
     launched = start_and_wait(tmp_path, "run")

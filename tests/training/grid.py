@@ -11,6 +11,7 @@ from mmscale.assemble import assemble
 from mmscale.config import load_run_config
 from mmscale.signals import StopRequest
 from mmscale.train import start_logging, train
+from mmscale.watchdog import Watchdog
 from mmscale.world import connect, read_world
 
 
@@ -23,7 +24,7 @@ def main() -> None:
         name, *words = variant.split()
         run = assemble(load_run_config(stage, [f"run={results}/{name}", *words]), world, group)
         start_logging(run.folder, world)
-        assert train(run, None, StopRequest())
+        assert train(run, None, StopRequest(), Watchdog(run.config, run.folder, world))
         run.engine.destroy()
 
 

@@ -18,6 +18,7 @@ from mmscale.data.batch import Batch
 from mmscale.objectives import Objective, Term
 from mmscale.signals import StopRequest
 from mmscale.train import resume, start_logging, train
+from mmscale.watchdog import Watchdog
 from mmscale.world import connect, read_world
 
 PLACES = {(0, 0): ("captioning", "loss"), (3, 1): ("masked_image", "gradient"), (5, 1): ("contrastive", "loss")}
@@ -58,7 +59,7 @@ def main() -> None:
         name, *words = variant.split()
         run = poisoned(assemble(load_run_config(stage, [f"run={results}/{name}", *words]), world, group))
         start_logging(run.folder, world)
-        assert train(run, resume(run), StopRequest())
+        assert train(run, resume(run), StopRequest(), Watchdog(run.config, run.folder, world))
         run.engine.destroy()
 
 

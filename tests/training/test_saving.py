@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from mmscale.checkpoint.find import committed, name_of, resolve
 from mmscale.checkpoint.model_folder import open_model
 from mmscale.checkpoint.reader import StateReader
 from mmscale.errors import CheckpointError
-from mmscale.hooks.checkpoint import best_interval_s
+from mmscale.hooks.checkpoint import best_interval_s, mttf_hours
 from mmscale.model import MMScaleModel
 from tests.training.alone import Alone
-from tests.training.runs import count_lines, losses
+from tests.training.runs import count_lines, losses, records
 
 
 def tensor_files(run: Path) -> dict[tuple[str, str], str]:
@@ -135,3 +136,26 @@ def test_index_that_lacks_elements_is_refused(tiny_run: Path, tmp_path: Path) ->
 
 def test_best_interval() -> None:
     assert best_interval_s(2.0, 3600.0) == 120.0
+    assert [mttf_hours(None, ranks) for ranks in (1024, 8)] == [7.9, pytest.approx(1011.2)]
+    assert mttf_hours(24.0, 8) == 24.0
+
+
+def test_the_second_save_advises_once_and_stalls_are_in_the_metrics(alone: Alone, stage: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = alone(stage, f"run={run}", "train.steps=6", "checkpoint.every=2", "checkpoint.mttf_hours=3")
+    assert code == 0, out + err
+    lines = out.splitlines()
+    at = [i for i, line in enumerate(lines) if "a checkpoint stalls training" in line]
+    assert len(at) == 1
+    assert "committed the checkpoint of step 4 in" in lines[at[0] - 1]
+    found = re.fullmatch(
+        r"a checkpoint stalls training for ([\d.]+) s; with a failure every 3 h, one every (\d+) s costs least: checkpoint\.every=(\d+) "
+        r"\(now 2\)",
+        lines[at[0]],
+    )
+    assert found is not None, lines[at[0]]
+    assert int(found[3]) > 2
+    stalls = [r["save_stall_s"] for r in records(run / "metrics.jsonl")]
+    assert [s > 0 for s in stalls] == [False, False, True, False, True, False]
+    assert float(found[1]) == pytest.approx(stalls[4], abs=0.006)  # of the second save, in the line of the step after it
+    assert float(found[2]) == pytest.approx(best_interval_s(stalls[4], 3 * 3600), abs=0.6)
