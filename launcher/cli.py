@@ -271,7 +271,7 @@ def evaluate(
     from mmscale.evaluate import evaluate_command
 
     for name, value in evaluate_command(checkpoint, *split_words(words or [])).items():
-        print(f"{name:<24}{value:.6g}")
+        print(f"{name:<24}{'null' if value is None else f'{value:.6g}'}")
 
 
 @runs_app.command("ls")

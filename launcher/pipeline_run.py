@@ -153,7 +153,7 @@ def _result(stage: Stage) -> str:
     report = Path(given.get("out", "")) / "report.json"
     if stage.words[0] == "evaluate" and report.is_file():
         metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
-        return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        return "  ".join(f"{name} {'null' if value is None else f'{value:.4g}'}" for name, value in metrics.items())
     if stage.words[0] == "launch" and "run" in given and Path(given["run"]).is_dir():
         try:
             run = summarize(Path(given["run"]))

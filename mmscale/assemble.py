@@ -20,6 +20,7 @@ from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.sources import open_training_data
+from mmscale.data.targets import Facts
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.data_config import mixture_sources
 from mmscale.ema import MovingAverage
@@ -31,7 +32,7 @@ from mmscale.model_config import ModelConfig, modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
-from mmscale.tasks import head_sizes, label_vocabulary
+from mmscale.tasks import head_sizes, study
 from mmscale.world import World, resolve_precision
 from shards import configfile
 from shards.errors import ConfigError
@@ -73,8 +74,8 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     origin = resolve(config.init_from) if config.init_from else None
     tokenizer_folder = find_tokenizer(config, origin)
     tokenizer = TextTokenizer(tokenizer_folder, config.data.begin)
-    labels = agree_on_labels(config, dataset, world, group)
-    model, reports = build_model(config, tokenizer, labels, origin)
+    facts = agree_on_facts(config, dataset, world, group)
+    model, reports = build_model(config, tokenizer, facts, origin)
     objectives = build_objectives(config)
     for objective in objectives:
         objective.check(plan.micro_batch, world.size)
@@ -91,7 +92,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
         dataset=dataset,
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
-        collator=Collator.from_config(config, tokenizer, training=True, labels=labels),
+        collator=Collator.from_config(config, tokenizer, training=True, facts=facts),
         objectives=objectives,
         trainee=trainee,
         engine=engine,
@@ -101,9 +102,9 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     )
 
 
-def agree_on_labels(config: RunConfig, dataset: ShardDataset, world: World, group: dist.ProcessGroup) -> list[str] | None:
-    """Read the label vocabulary once, on rank 0, for all (all ranks call)."""
-    found: list[list[str] | None] = [label_vocabulary(config, dataset) if world.is_first else None]
+def agree_on_facts(config: RunConfig, dataset: ShardDataset, world: World, group: dist.ProcessGroup) -> Facts | None:
+    """Take from the training shards what the task needs once, on rank 0, for all (all ranks call)."""
+    found: list[Facts | None] = [study(config, dataset) if world.is_first else None]
     dist.broadcast_object_list(found, src=0, group=group)
     return found[0]
 
@@ -136,17 +137,14 @@ def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
     return Path(place) / "tokenizer"
 
 
-def build_model(
-    config: RunConfig, tokenizer: TextTokenizer, labels: Sequence[str] | None, origin: Path | None
-) -> tuple[MMScaleModel, list[str]]:
+def build_model(config: RunConfig, tokenizer: TextTokenizer, facts: Facts | None, origin: Path | None) -> tuple[MMScaleModel, list[str]]:
     """Build the model on the CPU, equal on every rank, and start it from the weights that the configuration names."""
     torch.manual_seed(config.train.seed)
     special = {"pad": tokenizer.pad, "begin": tokenizer.begin, "end": tokenizer.end, "mask": tokenizer.mask}
     candidates = config.objectives.contrastive.group or config.train.global_batch
-    shape = mmscale_config(config.model, tokenizer.vocab_size, special, head_sizes(config, labels), candidates=candidates)
-    if labels is not None:
-        shape.id2label = dict(enumerate(labels))
-        shape.label2id = {label: i for i, label in enumerate(labels)}
+    shape = mmscale_config(config.model, tokenizer.vocab_size, special, head_sizes(config, facts), candidates=candidates)
+    if facts is not None:
+        shape.keep(facts)
     model = MMScaleModel(shape)
     reports = [str(r) for r in model.load_pretrained_towers(config.model)]
     if origin is not None:

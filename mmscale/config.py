@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mmscale.data_config import DataConfig, keep_schedules, mixture_sources
 from mmscale.model_config import ModelConfig
-from mmscale.objectives_config import ObjectivesConfig, TaskConfig
+from mmscale.objectives_config import TASKS, ObjectivesConfig, TaskConfig, unknown_task
 from shards import configfile
 from shards.configfile import need
 from shards.errors import ConfigError
@@ -298,6 +298,7 @@ def _check(config: RunConfig) -> None:
     model.check()
     config.objectives.check()
     config.zero.check()
+    _check_task(config)
     _check_compile(config)
     for key, words, count in (("directions", data.augment.directions, 4), ("colours", data.augment.colours, 3)):
         need(
@@ -363,6 +364,12 @@ def _check_captions(config: RunConfig) -> None:
             f"The captioning objective predicts each token from those before it, which needs {key}. Set it, or "
             "objectives.captioning.weight=0 and another task.",
         )
+
+
+def _check_task(config: RunConfig) -> None:
+    """A module of the user's own is looked for when it is loaded, as it may take torch."""
+    if config.task is not None and config.task.name not in TASKS and "." not in config.task.name:
+        raise ConfigError(unknown_task("task.name", config.task.name))
 
 
 def _check_compile(config: RunConfig) -> None:

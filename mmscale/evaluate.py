@@ -24,7 +24,9 @@ from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives_config import ObjectivesConfig, TaskConfig
 from mmscale.run_folder import replace_file
-from mmscale.tasks import LABEL_TASKS, Record, Task, build_task, is_labelled
+from mmscale.tasks import Record, Task, build_task, kind_of, kind_of_stage
+from mmscale.tasks.interval import score_records
+from mmscale.tasks.task import Metrics
 from mmscale.world import World
 from shards import configfile
 from shards.errors import ConfigError, DataError
@@ -36,8 +38,8 @@ logger = logging.getLogger(__name__)
 class EvaluateCommand:
     """Keys of `mmscale evaluate CHECKPOINT [CONFIG] key=value ...`."""
 
-    task: Literal["classification", "vqa", "retrieval", "captioning"] = "???"  # type: ignore[assignment]
-    """Which of mmscale/tasks."""
+    task: str = "???"
+    """One of mmscale/tasks, or the dotted name of a module of your own (docs/tasks.md)."""
     data: str = "???"
     """Folder of the data set to evaluate on."""
     samples: int = 0
@@ -49,14 +51,14 @@ class EvaluateCommand:
     image: bool = True
     """Feed the image; false is the text-only control of a model trained that way."""
     text: bool = True
-    """classification, vqa: feed the text; false is the image-only control of a model trained that way."""
+    """Tasks with a head: feed the text; false is the image-only control of a model trained that way."""
     out: str | None = None
     """Folder for report.json, predictions.jsonl and pictures; null is evaluations/TASK beside the checkpoint's run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
 
-def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[str]) -> dict[str, float]:
+def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[str]) -> Metrics:
     """Evaluate a checkpoint in this process and write report.json, predictions.jsonl and pictures.
 
     Args:
@@ -65,7 +67,7 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
         words: `key=value` words that go over it.
 
     Returns:
-        The metrics by name.
+        The metrics by name; None for one that is undefined on these samples.
 
     Raises:
         MmscaleError: not a checkpoint, no such data set or task, or data without what the task needs.
@@ -79,13 +81,12 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     tokenizer = TextTokenizer(tokenizer_of(folder), config.data.begin)
     start = time.perf_counter()
     records = predict_records(model, task, config, tokenizer, samples=command.samples, batch=command.batch, device=device)
-    metrics = task.score(records) | {"seconds": time.perf_counter() - start}
+    metrics = score_records(task, records) | {"seconds": time.perf_counter() - start}
     out = Path(command.out) if command.out else folder.parent.parent / "evaluations" / command.task
     write_report(out, {"checkpoint": str(folder), "task": command.task, "data": command.data, "metrics": metrics}, records)
-    if command.task == "retrieval":
-        from mmscale.pictures import draw_retrieval
-
-        draw_retrieval(records, ShardDataset(command.data, seed=0, store=config.store), out / "retrieval.png")
+    draw = kind_of(command.task).draw
+    if draw is not None:
+        draw(records, ShardDataset(command.data, seed=0, store=config.store), config, out)
     logger.info("wrote %s", out)
     return metrics
 
@@ -96,9 +97,12 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
     Raises:
         ConfigError: the model has no head for the task.
     """
-    if command.task in LABEL_TASKS and not is_labelled(trained):
+    kind, own = kind_of(command.task, key="task"), kind_of_stage(trained)
+    if kind.head is not None and (own is None or own.head != kind.head):
+        trained_for = "in pretraining" if trained.task is None else f"for `task.name={trained.task.name}`"
         raise ConfigError(
-            f"`task={command.task}` needs a model with a label head; this one was trained without. Fine-tune it for the task first."
+            f"`task={command.task}` needs a model with a {kind.head} head; this one was trained without, {trained_for}. "
+            "Fine-tune it for the task first."
         )
     data = replace(
         trained.data,
@@ -110,7 +114,9 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
         caption=trained.data.caption or "caption",
     )
     # the task alone decides which streams a batch has
-    return replace(trained, data=data, objectives=ObjectivesConfig(), task=TaskConfig(name=command.task, beams=command.beams))
+    options = trained.task.options if trained.task is not None else {}
+    task = TaskConfig(name=command.task, beams=command.beams, options=options)
+    return replace(trained, data=data, objectives=ObjectivesConfig(), task=task)
 
 
 def predict_records(
@@ -139,9 +145,7 @@ def predict_records(
         DataError: no sample has what the task needs.
     """
     dataset = ShardDataset(config.data.shards, seed=0, image_size=config.model.image_size, store=config.store)
-    names = model.config.id2label
-    labels = [names[i] for i in range(len(names))] if task.name in LABEL_TASKS else None
-    collator = Collator.from_config(config, tokenizer, training=False, labels=labels)
+    collator = Collator.from_config(config, tokenizer, training=False, facts=model.config.facts)
     rank, size = (world.rank, world.size) if world else (0, 1)
     total = min(samples or len(dataset), len(dataset))
     own: list[Record] = []
@@ -149,10 +153,16 @@ def predict_records(
         for micro in evaluation_batches(dataset, collator, samples=total, batch=batch, rank=rank, size=size):
             own += task.predict(model, micro.to(device), tokenizer)
     records = own if size == 1 else _gather(own, rank, size, group)
-    if not _agree_on_size(records, size, group):
+    left_out = sorted((r for r in records if "left_out" in r), key=lambda r: r["position"])
+    records = [r for r in records if "left_out" not in r]
+    why = f" {left_out[0]['key']}, for example: {left_out[0]['left_out']}." if left_out else ""
+    count, why = _agree((len(records), why), size, group)
+    if not count:
         raise DataError(
-            f"No sample of {config.data.shards!r} has what the task {task.name} needs. Look at them with `mmscale shards show`."
+            f"No sample of {config.data.shards!r} has what the task {task.name} needs.{why} Look at them with `mmscale shards show`."
         )
+    if left_out:
+        logger.warning("%d of %d samples of %r are left out.%s", len(left_out), len(left_out) + count, config.data.shards, why)
     return sorted(records, key=lambda r: r["position"])
 
 
@@ -170,9 +180,9 @@ def _gather(own: list[Record], rank: int, size: int, group: dist.ProcessGroup | 
     return [record for part in parts for record in part] if rank == 0 else []
 
 
-def _agree_on_size(records: list[Record], size: int, group: dist.ProcessGroup | None) -> int:
-    """Number of records of rank 0, which has them all: on every rank, so that all of them raise or none."""
-    count = [len(records)]
+def _agree(found: tuple[int, str], size: int, group: dist.ProcessGroup | None) -> tuple[int, str]:
+    """What rank 0 found, which has all records: on every rank, so that all of them raise or none."""
+    told = [found]
     if size > 1:
-        dist.broadcast_object_list(count, src=0, group=group)
-    return count[0]
+        dist.broadcast_object_list(told, src=0, group=group)
+    return told[0]

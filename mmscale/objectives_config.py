@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from shards.configfile import need
+
+TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning")
+"""Tasks that come with mmscale: each is a file of that name in mmscale/tasks."""
+
+
+def unknown_task(key: str, name: str) -> str:
+    """What is said of a name that is no task's."""
+    return (
+        f"`{key}={name}` names no task. There are {', '.join(TASKS)}; a task of your own is named by its module with a dot in it, such as "
+        "my_tasks.counting (docs/tasks.md)."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +68,15 @@ class ObjectivesConfig:
 class TaskConfig:
     """The task of a fine-tuning stage; it adds its head and loss to the objectives."""
 
-    name: Literal["classification", "vqa", "retrieval", "captioning"] = "???"  # type: ignore[assignment]
-    """Which of mmscale/tasks."""
+    name: str = "???"
+    """One of `TASKS`, or the dotted name of a module of your own that has a `KIND`, such as my_tasks.counting (docs/tasks.md)."""
     weight: float = 1.0
     """Factor of the task's loss in the total."""
     label_smoothing: float = 0.0
     """classification, vqa: label smoothing."""
+    loss: Literal["smooth_l1", "squared"] = "smooth_l1"
+    """regression: smooth_l1 grows linearly from an error of one standard deviation on, squared keeps growing with its square."""
     beams: int = 1
     """captioning: beam width at evaluation; 1 is greedy."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a task of your own."""

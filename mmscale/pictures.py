@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmscale.data.dataset import ShardDataset
 from mmscale.tasks import Record
 
-_RIGHT, _OTHER, _FAINT = "#1a9850", "#d0d0d0", "#707070"
+_RIGHT, _WRONG, _OTHER, _FAINT = "#1a9850", "#d73027", "#d0d0d0", "#707070"
 
 
 def draw_retrieval(records: Sequence[Record], dataset: ShardDataset, path: Path, *, queries: int = 8, shown: int = 7) -> None:
@@ -49,15 +51,115 @@ def _draw_query(axis: Any, caption: str, rank: int) -> None:
 
 
 def _draw_candidate(axis: Any, record: Record, dataset: ShardDataset, similarity: float, right: bool) -> None:
-    image = dataset[record["position"]].image
+    _draw_image(axis, dataset[record["position"]].image, _RIGHT if right else _OTHER, 3 if right else 0.8)
+    axis.set_xlabel(f"{similarity:.2f}", fontsize=7, color=_RIGHT if right else _FAINT, labelpad=2)
+
+
+def _draw_image(axis: Any, image: Any, colour: str, width: float) -> None:
     if image is not None:
         axis.imshow(image)
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.set_xlabel(f"{similarity:.2f}", fontsize=7, color=_RIGHT if right else _FAINT, labelpad=2)
     for side in axis.spines.values():
-        side.set_color(_RIGHT if right else _OTHER)
-        side.set_linewidth(3 if right else 0.8)
+        side.set_color(colour)
+        side.set_linewidth(width)
+
+
+def draw_confusion(records: Sequence[Record], path: Path, *, most: int = 40) -> None:
+    """Draw which label (row) is taken for which (column), as shares of the row; the most frequent labels, all others as one.
+
+    Args:
+        records: what the task predicted, with `label` and `prediction`.
+        path: the PNG to write.
+        most: labels that have a row of their own.
+    """
+    from matplotlib.figure import Figure
+
+    names, counts_LL = confusion(records, most)
+    total_L1 = counts_LL.sum(1, keepdims=True)
+    share_LL = np.divide(counts_LL, total_L1, out=np.zeros(counts_LL.shape), where=total_L1 > 0)
+    side, short = len(names), [_plain(textwrap.shorten(name, 24, placeholder="...")) for name in names]
+    figure = Figure(figsize=(2.2 + 0.26 * side, 2.2 + 0.26 * side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(share_LL, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(side), short, rotation=90, fontsize=7)
+    axis.set_yticks(range(side), [f"{name} ({int(n):,})" for name, n in zip(short, total_L1[:, 0], strict=True)], fontsize=7)
+    axis.set_xlabel("predicted", fontsize=9)
+    axis.set_ylabel("label (samples)", fontsize=9)
+    for row, column in np.argwhere(share_LL >= 0.005):
+        share = share_LL[row, column]
+        axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color="white" if share > 0.6 else "black")
+    figure.suptitle(f"Percent of a label's samples, {len(records):,} in all", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def confusion(records: Sequence[Record], most: int) -> tuple[list[str], NDArray[np.int64]]:
+    """Count label against prediction.
+
+    Returns:
+        Names, the most frequent labels and predictions first, then `others` where there are more; counts (L, L), a label a row.
+    """
+    pairs = Counter((str(r["label"]), str(r["prediction"])) for r in records)
+    seen: Counter[str] = Counter()
+    for (label, prediction), count in pairs.items():
+        seen[label] += count
+        seen[prediction] += 0  # a name that is only predicted comes last
+    ranked = sorted(seen, key=lambda name: (-seen[name], name))
+    names = ranked if len(ranked) <= most else [*ranked[:most], f"{len(ranked) - most:,} others"]
+    place = {name: min(i, len(names) - 1) for i, name in enumerate(ranked)}
+    counts_LL = np.zeros((len(names), len(names)), dtype=np.int64)
+    for (label, prediction), count in pairs.items():
+        counts_LL[place[label], place[prediction]] += count
+    return names, counts_LL
+
+
+def draw_examples(
+    records: Sequence[Record], dataset: ShardDataset, path: Path, *, text: str | None, columns: int = 6, rows: int = 2
+) -> None:
+    """Draw right predictions above wrong ones: image, question or text, label, prediction, confidence.
+
+    Args:
+        records: what the task predicted, with `label`, `prediction` and `confidence`.
+        dataset: the data set that the records' positions refer to.
+        path: the PNG to write.
+        text: field of the text that the model read; None for none.
+        columns: examples a row, spread evenly over the records.
+        rows: rows of right ones, and of wrong ones.
+    """
+    from matplotlib.figure import Figure
+
+    both = [[r for r in records if (r["label"] == r["prediction"]) == right] for right in (True, False)]
+    heights = [min(rows, -(-len(chosen) // columns)) for chosen in both]
+    figure = Figure(figsize=(2.1 * columns, 0.5 + 2.75 * sum(heights)), layout="constrained")
+    grid = figure.subplots(sum(heights), columns, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for chosen, axes, colour in zip(both, (grid[: heights[0]], grid[heights[0] :]), (_RIGHT, _WRONG), strict=True):
+        shown = np.linspace(0, len(chosen) - 1, min(len(chosen), axes.size)).astype(int)
+        for axis, index in zip(axes.flat, shown, strict=False):
+            _draw_example(axis, chosen[index], dataset, text, colour)
+    figure.suptitle(f"{len(both[0]):,} right (above, green), {len(both[1]):,} wrong (below, red)", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_example(axis: Any, record: Record, dataset: ShardDataset, text: str | None, colour: str) -> None:
+    example = dataset[record["position"]]
+    axis.axis("on")
+    _draw_image(axis, example.image, colour, 2.5)
+    if example.image is None:
+        axis.set_aspect("equal")
+        axis.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=7, color=_FAINT, transform=axis.transAxes)
+    words = example.texts(text)[:1] if text is not None else []
+    if words:
+        axis.set_title(_plain(_wrapped(words[0], 28, 3)), fontsize=7)
+    label, prediction = (textwrap.shorten(str(record[key]), 26, placeholder="...") for key in ("label", "prediction"))
+    said = f"{prediction} ({record['confidence']:.0%})" + ("" if record["label"] == record["prediction"] else f"\nlabel: {label}")
+    axis.set_xlabel(_plain(said), fontsize=7.5, color=colour, labelpad=3)
+
+
+def _plain(text: str) -> str:
+    """A dollar sign of a text is not the begin of a formula."""
+    return text.replace("$", r"\$")
 
 
 def _wrapped(text: str, width: int = 30, lines: int = 4) -> str:

@@ -49,7 +49,8 @@ def superfluous(folders: list[Path], config: CheckpointConfig, scores: dict[int,
 def retain(run: RunFolder, config: CheckpointConfig) -> None:
     """Delete the checkpoints that no rule keeps: renamed first, so that no half-deleted one is ever found."""
     records = read_lines(run.evaluations) if config.best else ()
-    scores = {r["step"]: float(r[config.best]) for r in records if config.best in r}
+    best = config.best or ""
+    scores = {r["step"]: float(r[best]) for r in records if r.get(best) is not None}  # null: undefined there
     for folder in superfluous(committed(run.checkpoints), config, scores):
         trash = folder.with_name(f".trash-{folder.name}.{secrets.token_hex(4)}")
         folder.rename(trash)

@@ -74,7 +74,8 @@ class Batch:
     gumbel_MG: Tensor
     """float32 Gumbel noise, keyed by (seed, position), for drawing hard negatives; G is the matching group (M when it is null)."""
     targets: dict[str, Tensor] = field(default_factory=dict)
-    """Task targets, one entry a sample (M,): `label` int64, IGNORE where the sample has none."""
+    """Task targets by the name of their head, a row a sample (mmscale/data/targets.py): `label` int64 (M,), IGNORE where the sample has none;
+    `tags` float32 (M, C), rows of IGNORE; `number` float32 (M,), NaN."""
     fields: list[dict[str, Any]] = field(default_factory=list)
     """The samples' json fields plus `captions`, for evaluation; empty in training."""
     streams: dict[str, PatchStream] = field(default_factory=dict)

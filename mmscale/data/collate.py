@@ -5,7 +5,7 @@ Shape letters: M samples, N images, S sequences of a stream, T tokens of a strea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +18,18 @@ from mmscale.data.augment import apply, draws_for, follows, is_active, rewrite
 from mmscale.data.batch import IGNORE, Batch, PatchStream, TextStream
 from mmscale.data.example import Example
 from mmscale.data.keyed import Purpose, uniform
-from mmscale.data.labels import label_of
 from mmscale.data.patches import BYTES_A_PATCH, BYTES_AN_ITEM, Chooser, gather_stream
 from mmscale.data.plan import StreamPlan
+from mmscale.data.targets import Facts, Follow, Target
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.data_config import AugmentConfig
 from mmscale.modalities.modality import Modality, build_modalities
+from mmscale.tasks.kinds import kind_of_stage
 
 _CAPTION, _TEXT, _FUSE, _IMAGE = range(4)
 """Columns of the Purpose.CHOICE draws: which caption; whether the text stream, fusion and image masking take the sample."""
 Encoded = list[tuple[int, list[int]]]
 """(row, ids) of each sample that has a text."""
-Follow = Callable[[int, str], str]
-"""(row, text) to the text that is true of that row's augmented image."""
 _REPLACE_BY_MASK, _REPLACE_BY_RANDOM = 0.8, 0.9
 """BERT's 80 / 10 / 10: mask token, random token, left as it is (Devlin et al. 2019)."""
 
@@ -53,8 +52,8 @@ class Collator:
     """Longest sequence."""
     pad_captions: int = 0
     """Tokens that captions are filled up to."""
-    labels: dict[str, int] = field(default_factory=dict)
-    """Label to class."""
+    target: Target | None = None
+    """What the task's targets are; None for no task with a head."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation; its default changes nothing."""
     modalities: dict[str, Modality] = field(default_factory=dict)
@@ -69,7 +68,7 @@ class Collator:
 
     @classmethod
     def from_config(
-        cls, config: RunConfig, tokenizer: TextTokenizer, training: bool = True, labels: Sequence[str] | None = None
+        cls, config: RunConfig, tokenizer: TextTokenizer, training: bool = True, facts: Facts | None = None
     ) -> Collator:
         """Build what a stage's configuration asks for.
 
@@ -77,13 +76,15 @@ class Collator:
             config: the stage.
             tokenizer: its tokenizer.
             training: False gives unmasked, unaugmented batches of every sample, with their fields.
-            labels: the label vocabulary in order; None takes `data.labels`.
+            facts: what the task took from its training shards; None takes `data.labels`.
 
         Raises:
             ConfigError: a combination that cannot work.
         """
-        vocabulary = labels if labels is not None else config.data.labels
-        plan = StreamPlan.from_config(config, training=training, has_mask=tokenizer.mask is not None, has_labels=vocabulary is not None)
+        kind = kind_of_stage(config)
+        if facts is None:
+            facts = Facts(labels=None if config.data.labels is None else tuple(config.data.labels))
+        plan = StreamPlan.from_config(config, training=training, has_mask=tokenizer.mask is not None)
         return cls(
             tokenizer=tokenizer,
             plan=plan,
@@ -92,7 +93,7 @@ class Collator:
             patch_size=config.model.patch_size,
             max_text_tokens=config.data.max_text_tokens,
             pad_captions=config.data.pad_captions,
-            labels={label: i for i, label in enumerate(vocabulary or ())},
+            target=kind.target(config, facts) if kind is not None and kind.target is not None else None,
             augment=config.data.augment if training else AugmentConfig(),
             modalities=build_modalities(config.model) if config.data.image else {},
             training=training,
@@ -172,14 +173,14 @@ class Collator:
             caption=self._caption_stream(encoded[self.plan.caption], choice_M4),
             text=self._text_stream(encoded[self.plan.text], positions_M, choice_M4),
             gumbel_MG=torch.from_numpy(self._gumbel(positions_M)),
-            targets=self._targets(examples, follow),
+            targets={} if self.target is None else {self.target.name: self.target.of(examples, follow)},
             fields=[] if self.training else [e.fields | {"captions": e.captions} for e in examples],
         )
 
     def batch_bytes(self, samples: int) -> int:
         """Bound the bytes of a batch's tensors, its pixels left out."""
         stream = 16 * self.max_text_tokens + 16
-        sample = 2 * stream + 32 + self.patches + 4 * self._group(samples)
+        sample = 2 * stream + 32 + self.patches + 4 * self._group(samples) + (0 if self.target is None else self.target.sample_bytes)
         sample += 8 * self.patches if "image" in self.plan.keep else 0
         sample += sum(BYTES_A_PATCH * m.max_patches + BYTES_AN_ITEM for m in self.modalities.values())
         return samples * sample + 4096 * (1 + len(self.modalities))
@@ -266,13 +267,6 @@ class Collator:
 
     def _group(self, samples: int) -> int:
         return (self.plan.matching_group or samples) if self.plan.matching else 0
-
-    def _targets(self, examples: Sequence[Example], follow: Follow) -> dict[str, torch.Tensor]:
-        if self.plan.label is None:
-            return {}
-        labels = [label_of(e.fields.get(self.plan.label)) for e in examples]
-        found: list[Any] = [label and follow(row, label) for row, label in enumerate(labels)]
-        return {"label": torch.tensor([self.labels.get(label, IGNORE) for label in found], dtype=torch.int64)}
 
 
 def _is_seen(example: Example) -> bool:

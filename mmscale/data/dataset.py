@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mmscale.data.decode import decode_image
 from mmscale.data.example import Example, Patches
 from mmscale.modalities.modality import Change, Modality
-from shards.errors import SampleError
+from shards.errors import SampleError, ShardError
 from shards.joined import JoinedReader
 from shards.mixture import MixedOrder
 from shards.order import GlobalOrder
@@ -61,9 +61,14 @@ class ShardDataset(Dataset[Example]):
         """Open the folder.
 
         Raises:
-            ShardError: there is no finished data set.
+            ShardError: there is no finished data set, or it is empty.
         """
         reader = ShardReader(path, store=store)
+        if not len(reader):
+            raise ShardError(
+                f"The data set {str(path)!r} holds no rows: there is nothing to read. Look at it with `mmscale shards show`; where it is a "
+                "version, its filter or split has left nothing."
+            )
         self._set(reader, GlobalOrder(reader.rows_per_shard, seed, shuffle=shuffle), image_size)
         self.short_side = short_side
 

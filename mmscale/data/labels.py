@@ -1,8 +1,10 @@
-"""Labels of samples: one string a sample, from whatever its json holds."""
+"""What samples' json says of a task: one label, several labels or a number a sample; vocabularies and statistics over a data set."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from shards.errors import ConfigError
@@ -20,18 +22,64 @@ def label_of(value: Any) -> str | None:
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
-def label_vocabulary(reader: ShardReader | JoinedReader, field: str) -> list[str]:
+def labels_of(value: Any) -> list[str] | None:
+    """Turn a json value into the labels that hold: a list's different entries, of which there may be none, a scalar's text, else None."""
+    entries = value if isinstance(value, list) else [value]
+    found = [label for label in map(label_of, entries) if label is not None]
+    return list(dict.fromkeys(found)) if found or value == [] else None
+
+
+def number_of(value: Any) -> float | None:
+    """Turn a json value into a finite number: a number, the text of one, of a list of several ratings their mean, else None."""
+    if isinstance(value, list):
+        numbers = [number for number in map(number_of, value) if number is not None]
+        return sum(numbers) / len(numbers) if numbers else None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def label_vocabulary(reader: ShardReader | JoinedReader, field: str, several: bool = False) -> list[str]:
     """Read every sample of a data set and return the sorted distinct labels of a field.
+
+    Args:
+        reader: the data set.
+        field: key of the samples' json.
+        several: every entry of a list is a label; else a list has one, as `label_of` says.
 
     Raises:
         ConfigError: no sample has the field.
     """
-    found = set()
-    for shard, rows in enumerate(reader.rows_per_shard):
-        for row in range(rows):
-            label = label_of(reader[shard, row].fields().get(field))
-            if label is not None:
-                found.add(label)
+    found: set[str] = set()
+    for value in _values(reader, field):
+        label = label_of(value)
+        found.update((labels_of(value) or ()) if several else () if label is None else (label,))
     if not found:
         raise ConfigError(f"`data.label={field}` is a field of no sample. Name a key of the samples' json, or list `data.labels`.")
     return sorted(found)
+
+
+def number_statistics(reader: ShardReader | JoinedReader, field: str) -> tuple[float, float]:
+    """Read every sample of a data set and return mean and standard deviation of a field.
+
+    Raises:
+        ConfigError: no sample has a number there, or all have the same.
+    """
+    numbers = [number for number in map(number_of, _values(reader, field)) if number is not None]
+    if not numbers:
+        raise ConfigError(f"`data.label={field}` holds a number in no sample. Name a key of the samples' json that holds one.")
+    mean = math.fsum(numbers) / len(numbers)
+    std = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / len(numbers))
+    if min(numbers) == max(numbers):
+        raise ConfigError(f"`data.label={field}` is {numbers[0]:g} in every sample that has it. There is nothing to learn: name another key.")
+    return mean, std
+
+
+def _values(reader: ShardReader | JoinedReader, field: str) -> Iterator[Any]:
+    for shard, rows in enumerate(reader.rows_per_shard):
+        for row in range(rows):
+            yield reader[shard, row].fields().get(field)

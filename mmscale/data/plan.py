@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from mmscale.config import RunConfig
 from mmscale.data_config import Schedule, keep_schedules
+from mmscale.tasks.kinds import kind_of_stage
 from shards.errors import ConfigError
-
-_LABEL_TASKS = ("classification", "vqa")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,25 +36,22 @@ class StreamPlan:
     """Whether Gumbel noise is drawn."""
     matching_group: int | None = None
     """Its width; None for the micro-batch."""
-    label: str | None = None
-    """Field of the label target; None for no target."""
     keep: dict[str, Schedule] = field(default_factory=dict)
     """Part of the patches kept, by modality; the others are seen whole."""
 
     @classmethod
-    def from_config(cls, config: RunConfig, *, training: bool, has_mask: bool, has_labels: bool) -> StreamPlan:
+    def from_config(cls, config: RunConfig, *, training: bool, has_mask: bool) -> StreamPlan:
         """Derive the plan.
 
         Args:
             config: the stage.
             training: False: every sample takes part, nothing is hidden.
             has_mask: whether the tokenizer has a mask token.
-            has_labels: whether the label vocabulary is known.
 
         Raises:
-            ConfigError: masked language without a mask token, a label task without a label.
+            ConfigError: masked language without a mask token, a task with nothing to predict from.
         """
-        objectives, task = config.objectives, config.task.name if config.task else None
+        objectives, task = config.objectives, kind_of_stage(config)
         language, matching, pictures = objectives.masked_language, objectives.matching, objectives.masked_image
         masks_tokens = training and language.weight > 0 and config.data.text is not None
         if masks_tokens and not has_mask:
@@ -63,15 +59,13 @@ class StreamPlan:
                 "`objectives.masked_language` needs a mask token and the tokenizer has none. "
                 "Choose a tokenizer with [MASK], or set its weight to 0."
             )
-        with_label = task in _LABEL_TASKS
-        if with_label and config.data.label is None:
-            raise ConfigError(f"`task.name={task}` needs `data.label`: the key of the samples' json that holds the label.")
-        if with_label and not has_labels:
+        needs_caption = objectives.contrastive.weight > 0 or objectives.captioning.weight > 0 or (task is not None and task.caption)
+        needs_text = language.weight > 0 or matching.weight > 0 or (task is not None and task.text)
+        has_text = (needs_text and config.data.text is not None) or (needs_caption and config.data.caption is not None)
+        if task is not None and task.head is not None and not (config.data.image or has_text):
             raise ConfigError(
-                f"`task.name={task}` needs the label vocabulary. List `data.labels`, or start from a checkpoint that has one."
+                f"`task.name={task.name}` has nothing to predict from: `data.image` is false and `data.text` is null. Give it one of them."
             )
-        needs_caption = objectives.contrastive.weight > 0 or objectives.captioning.weight > 0 or task in ("retrieval", "captioning")
-        needs_text = language.weight > 0 or matching.weight > 0 or with_label
         masks_patches = training and pictures.weight > 0
         return cls(
             image=config.data.image,
@@ -85,14 +79,14 @@ class StreamPlan:
             patch_mask_fraction=pictures.fraction if masks_patches else 0.0,
             matching=matching.weight > 0,
             matching_group=matching.group,
-            label=config.data.label if with_label else None,
             keep=keep_schedules(config.data.keep, {"image", *config.model.modalities}, config.train.global_batch) if training else {},
         )
 
 
 def _caption_fuse(config: RunConfig, training: bool) -> float:
     captioning = config.objectives.captioning
-    if config.task is not None and config.task.name == "captioning":
+    kind = kind_of_stage(config)
+    if kind is not None and kind.writes:
         return 1.0
     if captioning.weight <= 0:
         return 0.0

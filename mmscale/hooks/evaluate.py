@@ -10,6 +10,7 @@ from mmscale.evaluate import EvaluateCommand, evaluation_config, predict_records
 from mmscale.hooks import StepInfo, due
 from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to
 from mmscale.tasks import build_task
+from mmscale.tasks.interval import score_records
 from mmscale.watchdog import Section
 from shards.errors import ConfigError
 
@@ -53,9 +54,9 @@ class EvaluateHook:
         )
         model.train()
         if run.world.is_first:
-            metrics = self.task.score(records)
+            metrics = score_records(self.task, records)
             append_line(run.folder.evaluations, {"step": info.step} | metrics)
-            logger.info("step %d  %s", info.step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+            logger.info("step %d  %s", info.step, "  ".join(f"{k} {'null' if v is None else f'{v:.4g}'}" for k, v in metrics.items()))
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
+from mmscale.data.targets import Facts
 from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig, modernize
 
 SHAPE_KEYS = (
@@ -87,6 +88,8 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     eos_token_id: int | None = 2
     mask_token_id: int | None = 3
     heads: dict[str, int] | None = None
+    target_mean: float = 0.0
+    target_std: float = 1.0
     initializer_range: float = 0.02
     contrastive_candidates: int = 32768
 
@@ -94,6 +97,18 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
         """Read what older versions wrote, too."""
         self.activation_checkpointing = modernize({"activation_checkpointing": self.activation_checkpointing})["activation_checkpointing"]
         super().__post_init__(**rest)
+
+    def keep(self, facts: Facts) -> None:
+        """Keep what the task took from its training shards: labels as transformers does, a number's mean and standard deviation."""
+        if facts.labels is not None:
+            self.id2label = dict(enumerate(facts.labels))
+            self.label2id = {label: i for i, label in self.id2label.items()}
+        self.target_mean, self.target_std = facts.mean, facts.std
+
+    @property
+    def facts(self) -> Facts:
+        """What `keep` kept."""
+        return Facts(labels=tuple(self.id2label[i] for i in range(len(self.id2label))), mean=self.target_mean, std=self.target_std)
 
     @property
     def text_tower(self) -> TextTowerConfig:

@@ -7,12 +7,11 @@ import dataclasses
 from mmscale.config import RunConfig
 from mmscale.objectives.base import Objective
 from mmscale.objectives.captioning import Captioning
-from mmscale.objectives.classify import Classify
 from mmscale.objectives.contrastive import Contrastive
 from mmscale.objectives.masked_image import MaskedImage
 from mmscale.objectives.masked_language import MaskedLanguage
 from mmscale.objectives.matching import Matching
-from mmscale.objectives_config import TaskConfig
+from mmscale.tasks.kinds import kind_of
 
 
 def build_objectives(config: RunConfig) -> list[Objective]:
@@ -29,19 +28,11 @@ def build_objectives(config: RunConfig) -> list[Objective]:
         MaskedImage(weight=o.masked_image.weight, target=o.masked_image.target),
     ]
     if config.task is not None:
-        added = _of_task(config.task)
+        added = kind_of(config.task.name).objective(config.task)
         built = [_sum(objective, added) for objective in built]
         if added.name not in {objective.name for objective in built}:
             built.append(added)
     return [objective for objective in built if objective.weight > 0]
-
-
-def _of_task(task: TaskConfig) -> Objective:
-    if task.name == "retrieval":
-        return Contrastive(weight=task.weight)
-    if task.name == "captioning":
-        return Captioning(weight=task.weight)
-    return Classify(weight=task.weight, label_smoothing=task.label_smoothing)
 
 
 def _sum(objective: Objective, added: Objective) -> Objective:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mmscale.data.batch import Batch
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.model.generate import generate
-from mmscale.tasks.task import Record, record_of, texts_of
+from mmscale.objectives.captioning import Captioning as CaptioningObjective
+from mmscale.tasks.fields import caption_field
+from mmscale.tasks.kinds import TaskKind
+from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
 
 
 class Captioning:
@@ -36,7 +41,7 @@ class Captioning:
                 records.append(record_of(batch, row, references=references, prediction=normalise(tokenizer.decode(ids), tokenizer)))
         return records
 
-    def score(self, records: Sequence[Record]) -> dict[str, float]:
+    def score(self, records: Sequence[Record]) -> Metrics:
         """Exact match with any reference, corpus chrF and BLEU over all references."""
         from sacrebleu.metrics import BLEU, CHRF
 
@@ -51,6 +56,10 @@ class Captioning:
             "samples": float(len(records)),
         }
 
+    def resampler(self, records: Sequence[Record]) -> Resampler:
+        """Exact match of resamples."""
+        return mean_of_resamples(np.array([r["prediction"] in r["references"] for r in records]))
+
 
 def normalise(text: str, tokenizer: TextTokenizer) -> str:
     """Compare in the tokenizer's own spelling: what it does not write (case, spacing) is no mistake of the model.
@@ -60,3 +69,12 @@ def normalise(text: str, tokenizer: TextTokenizer) -> str:
     ids = tokenizer.encode(text, 1 << 20)[1:-1]
     known = not set(ids) & set(tokenizer.special_ids)
     return " ".join((tokenizer.decode(ids) if known else text).split())
+
+
+KIND = TaskKind(
+    name="captioning",
+    build=lambda config: Captioning(caption_field(config), config.task.beams if config.task else 1),
+    objective=lambda task: CaptioningObjective(weight=task.weight),
+    caption=True,
+    writes=True,
+)

@@ -6,15 +6,21 @@ Shape letters: N records, Q queries, C candidates, E embedding size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.config import RunConfig
 from mmscale.data.batch import Batch
+from mmscale.data.dataset import ShardDataset
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
-from mmscale.tasks.task import Record, record_of, texts_of
+from mmscale.objectives.contrastive import Contrastive
+from mmscale.tasks.fields import caption_field
+from mmscale.tasks.kinds import TaskKind
+from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
 
 AT = (1, 5, 10)
 _QUERIES_AT_ONCE = 1024
@@ -50,15 +56,21 @@ class Retrieval:
             if row in image_of
         ]
 
-    def score(self, records: Sequence[Record]) -> dict[str, float]:
+    def score(self, records: Sequence[Record]) -> Metrics:
         """R@k both ways over all records as candidates."""
         images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
         _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
-        scores = {"candidates": float(len(records))}
+        scores: dict[str, float | None] = {"candidates": float(len(records))}
         for direction, queries, candidates in (("image_to_text", images_NE, texts_NE), ("text_to_image", texts_NE, images_NE)):
             rank_N = ranks(queries, candidates, group_N)
             scores |= {f"{direction}_r{k}": float((rank_N < k).mean()) for k in AT}
         return scores
+
+    def resampler(self, records: Sequence[Record]) -> Resampler:
+        """R@1 of image to text, of resampled queries among the same candidates."""
+        images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
+        _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
+        return mean_of_resamples(ranks(images_NE, texts_NE, group_N) < 1)
 
 
 def ranks(queries_NE: NDArray[np.float32], candidates_NE: NDArray[np.float32], group_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -76,3 +88,18 @@ def first_right_rank(similarity_QC: NDArray[Any], right_QC: NDArray[np.bool_]) -
     before_QC: NDArray[np.bool_] = ~(similarity_QC < best_Q1) & ~right_QC
     rank_Q: NDArray[np.int64] = np.count_nonzero(before_QC, axis=1)
     return rank_Q
+
+
+def _draw(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, out: Path) -> None:
+    from mmscale.pictures import draw_retrieval
+
+    draw_retrieval(records, dataset, out / "retrieval.png")
+
+
+KIND = TaskKind(
+    name="retrieval",
+    build=lambda config: Retrieval(caption_field(config)),
+    objective=lambda task: Contrastive(weight=task.weight),
+    caption=True,
+    draw=_draw,
+)

@@ -198,7 +198,7 @@ def test_masked_language_needs_a_mask_token(tmp_path):
 
 
 def test_a_label_task_needs_its_label(tmp_path):
-    with pytest.raises(ConfigError, match=r"`task\.name=vqa` needs `data\.label`"):
+    with pytest.raises(ConfigError, match=r"^`data\.label` must name the json field that holds the target of the task; it is null"):
         build(tmp_path, tmp_path, task={"name": "vqa"})
     with pytest.raises(ConfigError, match=r"`task\.name=vqa` needs the label vocabulary"):
         build(tmp_path, tmp_path, task={"name": "vqa"}, data={"label": "answer"})

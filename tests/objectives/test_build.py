@@ -26,10 +26,10 @@ def test_objectives_of_positive_weight_in_a_fixed_order() -> None:
 
 @pytest.mark.parametrize(("task", "name"), [("retrieval", "contrastive"), ("captioning", "captioning"), ("classification", "classify")])
 def test_a_task_brings_its_objective_or_adds_to_its_weight(task: str, name: str) -> None:
-    alone = build_objectives(RunConfig(run="r", task=TaskConfig(name=task, weight=2.0)))  # type: ignore[arg-type]
+    alone = build_objectives(RunConfig(run="r", task=TaskConfig(name=task, weight=2.0)))
     assert [(o.name, o.weight) for o in alone] == [(name, 2.0)]
     on = ObjectiveConfig(weight=0.5)
-    both = RunConfig(run="r", objectives=ObjectivesConfig(contrastive=on, captioning=on), task=TaskConfig(name=task))  # type: ignore[arg-type]
+    both = RunConfig(run="r", objectives=ObjectivesConfig(contrastive=on, captioning=on), task=TaskConfig(name=task))
     assert {o.name: o.weight for o in build_objectives(both)} == {"contrastive": 0.5, "captioning": 0.5} | {
         name: 1.0 if name == "classify" else 1.5
     }

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from mmscale.config import RunConfig
+from mmscale.data.targets import Facts
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.evaluate import predict_records
 from mmscale.model import MMScaleModel, mmscale_config
 from mmscale.model_config import ModelConfig
-from mmscale.tasks import Record, build_task
+from mmscale.tasks import Record, build_task, head_sizes
 from shards import configfile
 from tests.data.tiny import tokenizer_folder
 
@@ -34,13 +35,13 @@ def stage(shards: Path, **layers: Any) -> RunConfig:
     return configfile.build(RunConfig, [("test", {"run": "unused", "data": data, "model": MODEL} | layers)])
 
 
-def random_model(tokenizer: TextTokenizer, labels: list[str] | None = None, seed: int = 0) -> MMScaleModel:
+def random_model(tokenizer: TextTokenizer, config: RunConfig, facts: Facts | None = None, seed: int = 0) -> MMScaleModel:
     """Weights spread widely enough that predictions differ."""
     torch.manual_seed(seed)
     special = {"pad": tokenizer.pad, "begin": tokenizer.begin, "end": tokenizer.end, "mask": tokenizer.mask}
-    shape = mmscale_config(ModelConfig(**MODEL), tokenizer.vocab_size, special, {"label": len(labels)} if labels else {})
-    if labels:
-        shape.id2label = dict(enumerate(labels))
+    shape = mmscale_config(ModelConfig(**MODEL), tokenizer.vocab_size, special, head_sizes(config, facts))
+    if facts:
+        shape.keep(facts)
     model = MMScaleModel(shape).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,8 +49,10 @@ def random_model(tokenizer: TextTokenizer, labels: list[str] | None = None, seed
     return model
 
 
-def predict(tmp_path: Path, config: RunConfig, labels: list[str] | None = None, samples: int = 0, batch: int = 5) -> list[Record]:
+def predict(
+    tmp_path: Path, config: RunConfig, labels: list[str] | None = None, samples: int = 0, batch: int = 5, facts: Facts | None = None
+) -> list[Record]:
     """Records of a whole tiny data set."""
     tokenizer = TextTokenizer(tokenizer_folder(tmp_path / "tokenizer"))
-    model = random_model(tokenizer, labels)
+    model = random_model(tokenizer, config, Facts(labels=tuple(labels)) if labels else facts)
     return predict_records(model, build_task(config), config, tokenizer, samples=samples, batch=batch, device=torch.device("cpu"))

@@ -1,0 +1,173 @@
+"""Tasks from their configuration to a report: trained by the per-rank entry point, evaluated from the checkpoint."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launcher.cli import main as command
+from mmscale.evaluate import EvaluateCommand, evaluate_command, evaluation_config
+from mmscale.tasks import kind_of
+from shards import configfile
+from shards.errors import ConfigError, ShardError
+from tests.data.tiny import tokenizer_folder, write
+from tests.tasks.predicting import stage as stage_config
+from tests.training.alone import Alone
+from tests.training.runs import records, train
+
+STAGE = """
+data: {caption: null, text: null, max_text_tokens: 16}
+model: {hidden_size: 32, num_heads: 2, unimodal_layers: 1, fusion_layers: 1, image_size: 16, patch_size: 8, max_text_tokens: 16,
+        projection_size: 16}
+train: {steps: 40, global_batch: 32, seed: 1, precision: fp32, timeout_s: 120}
+optimizer: {warmup_steps: 4, lr: 3e-3}
+log: {every: 10, tensorboard: false}
+"""
+
+
+def sample(index: int) -> dict[str, bytes]:
+    """A grey of brightness b above one of 255 - b; its rating, tags and answer follow from b."""
+    bright = 16 * (index * 7 % 16) + 4
+    pixels = np.full((16, 16, 3), bright, np.uint8)
+    pixels[8:] = 255 - bright
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    tags = [name for name, holds in (("dim", bright < 100), ("dark", bright < 50), ("light", bright > 180)) if holds]
+    fields = {"rating": 10 + bright / 20, "tags": tags, "answer": "upper" if bright > 127 else "lower", "question": "a circle"}
+    return {"png": stream.getvalue(), "json": json.dumps(fields).encode()}
+
+
+@pytest.fixture(scope="module")
+def greys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write(tmp_path_factory.mktemp("greys") / "shards", sample, (40, 24))
+    tokenizer_folder(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory, greys: Path) -> Path:
+    path = tmp_path_factory.mktemp("stage") / "stage.yaml"
+    path.write_text(STAGE.replace("data: {", f"data: {{shards: {greys}, "))
+    return path
+
+
+def fine_tune(alone: Alone, stage: Path, run: Path, *words: str) -> None:
+    code, out, err = alone(stage, f"run={run}", *words)
+    assert code == 0, out + err
+
+
+def evaluate(run: Path, task: str, data: Path, *words: str) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Metrics, report and records; the report must say what was returned, in JSON as everybody reads it."""
+    out = run / "evaluated"
+    metrics = dict(evaluate_command(run, None, [f"task={task}", f"data={data}", f"out={out}", "device=cpu", *words]))
+    report = json.loads((out / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert report["metrics"] == metrics
+    return metrics, report, records(out / "predictions.jsonl")
+
+
+def test_tags_are_learned(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
+    run = tmp_path / "run"
+    fine_tune(alone, stage, run, "task.name=tagging", "data.label=tags", "zero.stage=3")
+    metrics, _, found = evaluate(run, "tagging", greys)
+    assert metrics["map"] > 0.9
+    assert metrics["map_low"] <= metrics["map"] <= metrics["map_high"]
+    assert metrics["samples"] == 64
+    assert all(set(r["predictions"]) <= {"dark", "dim", "light"} for r in found)
+    logged = records(run / "metrics.jsonl")
+    assert logged[-1]["loss/tag"] < logged[0]["loss/tag"]
+
+
+@pytest.mark.parametrize("loss", ["smooth_l1", "squared"])
+def test_ratings_are_learned_in_their_own_unit(tmp_path: Path, greys: Path, stage: Path, alone: Alone, loss: str) -> None:
+    run = tmp_path / "run"
+    fine_tune(alone, stage, run, "task.name=regression", "data.label=rating", f"task.loss={loss}")
+    metrics, _, found = evaluate(run, "regression", greys, "batch=7")
+    assert metrics["rmse"] < 0.5 * metrics["rmse_of_mean"]
+    assert metrics["pearson"] > 0.9
+    assert metrics["spearman"] > 0.9
+    assert {r["target"] for r in found} == {10 + (16 * i + 4) / 20 for i in range(16)}
+    with pytest.raises(
+        ConfigError, match=r"^`task=tagging` needs a model with a tags head; this one was trained without, for `task.name=reg"
+    ):
+        evaluate(run, "tagging", greys)
+
+
+def test_answers_have_a_report_with_pictures(
+    tmp_path: Path, greys: Path, stage: Path, alone: Alone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    fine_tune(alone, stage, run, "task.name=vqa", "data.label=answer", "data.text=question", "train.steps=10")
+    metrics, _, found = evaluate(run, "vqa", greys)
+    assert {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "auroc", "ece"} < set(metrics)
+    assert len(found) == 64
+    for name in ("confusion.png", "examples.png"):
+        with Image.open(run / "evaluated" / name) as picture:
+            assert min(picture.size) > 300
+    one = write(tmp_path / "one", lambda i: sample(0), (5,))
+    words = ["task=vqa", f"data={one}", f"out={tmp_path / 'one-out'}", "device=cpu"]
+    monkeypatch.setattr("sys.argv", ["mmscale", "evaluate", str(run), *words])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code in (0, None)
+    assert "auroc                   null\n" in capsys.readouterr().out
+
+
+def test_an_empty_split_is_one_paragraph(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
+    run = tmp_path / "run"
+    fine_tune(alone, stage, run, "task.name=vqa", "data.label=answer", "train.steps=1")
+    empty = write(tmp_path / "empty", sample, (0,))
+    with pytest.raises(ShardError, match=rf"^The data set '{empty}' holds no rows: there is nothing to read\. Look at it with"):
+        evaluate(run, "vqa", empty)
+
+
+def test_ranks_change_nothing(tmp_path: Path, stage: Path, greys: Path, alone: Alone) -> None:
+    """With a rate of 0 every topology has the same weights: the evaluations of one and two ranks are equal to the last bit."""
+    words = ("task.name=vqa", "data.label=answer", "train.steps=2", "optimizer.lr=0", "optimizer.min_lr_ratio=0", "evaluate.every=1")
+    words += (f"evaluate.shards={greys}", "evaluate.batch=9", "evaluate.samples=50")
+    fine_tune(alone, stage, tmp_path / "one", *words)
+    done = train(2, stage, f"run={tmp_path / 'two'}", *words, timeout_s=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    one, two = (records(tmp_path / name / "evaluations.jsonl") for name in ("one", "two"))
+    assert one == two
+    assert [line["samples"] for line in one] == [50, 50]
+    assert {"accuracy_low", "auroc", "ece"} < set(one[0])
+
+
+def test_a_task_of_ones_own_is_a_module_and_a_configuration(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
+    run, name = tmp_path / "run", "tests.training.toy_task"
+    fine_tune(alone, stage, run, f"task.name={name}", "task.options={squared: true}", "loader.workers=1")
+    metrics, report, found = evaluate(run, name, greys)
+    assert report["task"] == name
+    assert len(found) == 64
+    assert metrics["share_right"] > 0.9
+    assert metrics["share_right_low"] <= metrics["share_right"]
+    logged = records(run / "metrics.jsonl")
+    assert logged[-1]["loss/brighter"] < 0.5 * logged[0]["loss/brighter"]
+
+
+def test_a_task_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "my_tasks_of_a_test"
+    package.mkdir()
+    (package / "good.py").write_text("from tests.training.toy_task import KIND\n")
+    (package / "bad.py").write_text("KIND = 3\n")
+    monkeypatch.syspath_prepend("/")  # restores sys.path afterwards
+    monkeypatch.chdir(tmp_path)
+    assert kind_of("my_tasks_of_a_test.good").head == "brighter"
+    with pytest.raises(ConfigError, match=r"^`task.name=my_tasks_of_a_test.bad`: .*bad.py has no KIND of type mmscale.tasks.TaskKind\."):
+        kind_of("my_tasks_of_a_test.bad")
+    with pytest.raises(
+        ConfigError, match=r"^`task.name=my_tasks_of_a_test.gone` names a module that is not there: no my_tasks_of_a_test.gone"
+    ):
+        kind_of("my_tasks_of_a_test.gone")
+
+
+def test_a_name_that_is_no_task() -> None:
+    said = r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning; a task of your own"
+    with pytest.raises(ConfigError, match=rf"^`task=counting` {said}"):
+        evaluation_config(stage_config(Path("x")), configfile.build(EvaluateCommand, [("test", {"task": "counting", "data": "x"})]))
