@@ -24,7 +24,7 @@ from mmscale.model import MMScaleConfig, MMScaleModel, mmscale_config
 from mmscale.model.sequences import Wanted
 from mmscale.objectives import build_objectives
 from mmscale.optim import freeze
-from mmscale.tasks import is_labelled
+from mmscale.tasks import kind_of_stage
 
 SPECIAL = {"pad": 0, "begin": 1, "end": 2, "mask": 3}
 
@@ -40,7 +40,8 @@ def outline(config: RunConfig, vocabulary: int, labels: int = 0) -> Trainee:
     Raises:
         ConfigError: adapters or frozen names that the model does not have.
     """
-    heads = {"label": labels} if is_labelled(config) and labels else {}
+    kind = kind_of_stage(config)
+    heads = {kind.head: labels} if kind is not None and kind.head is not None and labels else {}
     shape = mmscale_config(config.model, vocabulary, SPECIAL, heads, candidates=config.train.global_batch)
     with torch.device("meta"):
         model = MMScaleModel(shape)
@@ -71,7 +72,7 @@ class Typical:
 
     def batch(self, samples: int) -> Batch:
         """A micro-batch with the right sizes; there is nothing in its pictures."""
-        plan = StreamPlan.from_config(self.config, training=True, has_mask=True, has_labels=True)
+        plan = StreamPlan.from_config(self.config, training=True, has_mask=True)
         modalities = build_modalities(self.config.model) if plan.image else {}
         kept = {name: max(part for _, part in schedule) for name, schedule in plan.keep.items()}
         images = samples if plan.image and "image" not in modalities else 0
