@@ -99,10 +99,10 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
     """
     kind, own = kind_of(command.task, key="task"), kind_of_stage(trained)
     if kind.head is not None and (own is None or own.head != kind.head):
-        trained_for = "in pretraining" if trained.task is None else f"for `task.name={trained.task.name}`"
+        origin = "It comes from pretraining" if trained.task is None else f"It was trained for `task.name={trained.task.name}`"
         raise ConfigError(
-            f"`task={command.task}` needs a model with a {kind.head} head; this one was trained without, {trained_for}. "
-            "Fine-tune it for the task first."
+            f"`task={command.task}` needs a model with a {kind.head} head; this one was trained without. {origin}: fine-tune it for the "
+            "task first."
         )
     data = replace(
         trained.data,

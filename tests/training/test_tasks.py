@@ -93,7 +93,7 @@ def test_ratings_are_learned_in_their_own_unit(tmp_path: Path, greys: Path, stag
     assert metrics["spearman"] > 0.9
     assert {r["target"] for r in found} == {10 + (16 * i + 4) / 20 for i in range(16)}
     with pytest.raises(
-        ConfigError, match=r"^`task=tagging` needs a model with a tags head; this one was trained without, for `task.name=reg"
+        ConfigError, match=r"^`task=tagging` needs a model with a tags head; this one was trained without\. It was trained for"
     ):
         evaluate(run, "tagging", greys)
 
