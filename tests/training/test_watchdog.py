@@ -119,13 +119,14 @@ def stop_worker(run: Path, process: psutil.Process, timeout_s: float) -> list[ps
         workers = [p for server in process.children() for p in server.children()]
         for worker in workers:
             worker.suspend()
+        time.sleep(2)  # what lay ready is trained
         before = count_lines(run)
         time.sleep(3)
         if workers and before and count_lines(run) == before:
             return children
         for worker in workers:
             worker.resume()
-        time.sleep(1)
+        time.sleep(15)  # it loads torch before its first batch
     raise AssertionError("the run went on without its worker")
 
 
