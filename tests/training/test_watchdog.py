@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -99,31 +100,55 @@ def test_a_stopped_rank_ends_the_run_which_goes_on_bit_for_bit(stage: Path, tmp_
     assert json.loads((run / "status.json").read_text())["state"] == ("running" if victim == 0 else "failed")
     assert (run / "stacks" / f"rank-{victim}.txt").read_text() == ""
     again = start(stage, run, steps, "watchdog.step_s=300")
-    assert again.wait(400) == 0
+    _, err = again.communicate(timeout=400)
+    assert again.returncode == 0, err
     undisturbed = train(2, stage, f"run={whole}", steps, "checkpoint.every=5", timeout_s=600)
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert losses(run) == losses(whole)
 
 
+def stop_worker(run: Path, process: psutil.Process, timeout_s: float) -> list[psutil.Process]:
+    """Stop the loader's worker once batches come from it: until it has started, threads build them, and the run goes on without it.
+
+    Returns:
+        Everything below the run.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        children = process.children(recursive=True)
+        workers = [p for server in process.children() for p in server.children()]
+        for worker in workers:
+            worker.suspend()
+        time.sleep(2)  # what lay ready is trained
+        before = count_lines(run)
+        time.sleep(3)
+        if workers and before and count_lines(run) == before:
+            return children
+        for worker in workers:
+            worker.resume()
+        time.sleep(15)  # it loads torch before its first batch
+    raise AssertionError("the run went on without its worker")
+
+
 @pytest.mark.slow
 def test_a_loaders_worker_that_is_stopped_ends_the_run_and_itself(stage: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ["loader.workers=1", "loader.prefetch=1", "train.steps=100000", "watchdog.data_s=5"]
+    run, log = tmp_path / "run", tmp_path / "err.txt"
+    words = ["loader.workers=1", "loader.prefetch=1", "train.steps=100000", "watchdog.data_s=10"]
     command = [sys.executable, "-m", "mmscale.train", str(stage), f"run={run}", *words]
-    process = subprocess.Popen(command, env=environment(), cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: count_lines(run) >= 30 and len(psutil.Process(process.pid).children(recursive=True)) >= 3, 240)
-        children = psutil.Process(process.pid).children(recursive=True)
-        for child in children:
-            if len(child.parents()) > len(psutil.Process(process.pid).parents()) + 1:  # below the fork server
-                child.suspend()
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 87, err
-        assert "The section `data` of rank 0 (process " in err
-        _, left = psutil.wait_procs(children, timeout=10)
-        assert not left
-    finally:
-        process.kill()
+    with log.open("w") as err, subprocess.Popen(command, env=environment(), cwd=REPO, stdout=subprocess.DEVNULL, stderr=err) as process:
+        children: list[psutil.Process] = []
+        try:
+            wait_for(lambda: count_lines(run) >= 10, 240)
+            children = stop_worker(run, psutil.Process(process.pid), 240)
+            assert process.wait(60) == 87, log.read_text()
+            assert "The section `data` of rank 0 (process " in log.read_text()
+            _, left = psutil.wait_procs(children, timeout=15)
+            assert not left
+        finally:
+            process.kill()
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
 
 
 def test_a_limit_below_zero_is_refused(alone: Alone, stage: Path, tmp_path: Path) -> None:
