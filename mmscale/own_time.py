@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -54,26 +55,29 @@ class OwnTime:
         return sum(a.until(b) for a, b in self.spans) - sum(a.until(b) for a, b in self.waits)
 
 
-_waits: list[tuple[Moment, Moment]] = []
+_current: ContextVar[OwnTime | None] = ContextVar("own_time", default=None)
+"""Of the micro-step that runs; the collectives inside of a forward have no other way to it."""
 
 
 @contextmanager
 def waiting(device: torch.device) -> Iterator[None]:
     """Around a collective of the forward: what it takes is not this rank's own."""
-    before = Moment(device)
+    own, before = _current.get(), Moment(device)
     yield
-    _waits.append((before, Moment(device)))
+    if own is not None:
+        own.waits.append((before, Moment(device)))
 
 
 @contextmanager
 def measured(own: OwnTime, device: torch.device) -> Iterator[list[Moment]]:
     """Around a micro-step: adds it to `own`. The list that it gives is to get the moment when the micro-step's own part was over."""
-    _waits.clear()
     before, over = Moment(device), list[Moment]()
-    yield over
+    token = _current.set(own)
+    try:
+        yield over
+    finally:
+        _current.reset(token)
     own.spans.append((before, over[-1] if over else Moment(device)))
-    own.waits += _waits
-    _waits.clear()
 
 
 @dataclass(slots=True)

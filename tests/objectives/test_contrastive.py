@@ -44,7 +44,7 @@ def assert_equal(expected: dict[str, Any], parts: list[dict[str, Any]]) -> None:
     for name, grad in expected["grads"].items():
         got = sum(p["grads"][name] for p in parts)
         worst = (got - grad).abs().max().item() / expected["largest"]
-        assert worst < 1e-6, (name, worst)
+        assert worst < 5e-6, (name, worst)  # fp32 sums in another order: 1.1e-6 on some processors
 
 
 @pytest.mark.parametrize(("group", "ranks", "per_block"), [(None, 2, 1 << 22), (8, 2, 1 << 22), (None, 4, 1), (None, 2, 12)])

@@ -21,7 +21,8 @@ def test_a_rank_is_told_of_once_when_it_was_slow_three_times_in_a_row() -> None:
     assert said == [(3, 4, False), (2, 3, False), (2, 3, False), *[(0, 9, i == 2) for i in range(4)], (3, 1.5, False)]
 
 
-@pytest.mark.parametrize("slow", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", [0, 1])
 def test_a_slow_rank_of_a_run_is_named(stage: Path, tmp_path: Path, slow: int) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
