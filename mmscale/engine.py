@@ -45,13 +45,18 @@ class Trainee(nn.Module):
         return (sums_K * factors_K).sum(), sums_K.detach(), logs
 
 
-def clips_itself(zero: ZeroConfig, dtype: torch.dtype) -> bool:
+def clips_itself(zero: ZeroConfig, dtype: torch.dtype, accumulation: int) -> bool:
     """Whether `mmscale.guard.Gate` works out the gradient norm and clips, and not DeepSpeed.
 
     Under ZeRO 1 and 2 DeepSpeed 0.19.8 looks at every parameter's gradient by itself, for numbers that are not finite and for its norm:
-    some 15 kernels a parameter and step, and waits for the device. It can be told not to, but for an offloaded optimizer and ZeRO 3.
+    some 15 kernels a parameter and step, and waits for the device. It can be told not to, but for an offloaded optimizer, for ZeRO 1 with
+    bf16 gradients that are summed in fp32 (which is another optimizer of its), and for ZeRO 3.
     """
-    return zero.offload_optimizer == "none" and (zero.stage in (1, 2) or (zero.stage == 0 and dtype == torch.float32))
+    if zero.offload_optimizer != "none":
+        return False
+    if dtype == torch.float32:
+        return zero.stage < 3
+    return zero.stage == 2 or (zero.stage == 1 and accumulation == 1)
 
 
 def zero_options(zero: ZeroConfig, trained: int, device: torch.device) -> dict[str, Any]:
@@ -72,7 +77,7 @@ def zero_options(zero: ZeroConfig, trained: int, device: torch.device) -> dict[s
 
 def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, trained: int, device: torch.device) -> dict[str, Any]:
     """Derive DeepSpeed's configuration; nobody writes it by hand."""
-    own = clips_itself(config.zero, dtype)
+    own = clips_itself(config.zero, dtype, plan.accumulation)
     derived: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
