@@ -62,6 +62,7 @@ def test_killed_rank_is_named_and_its_peers_end(tmp_path: Path) -> None:
     assert launched.processes() == []
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_killed_when_its_peer_has_failed(tmp_path: Path) -> None:
     launched = start_and_wait(tmp_path, "run", "--grace-s", "3")
     ranks = launched.ranks()

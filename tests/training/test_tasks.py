@@ -83,7 +83,7 @@ def test_tags_are_learned(tmp_path: Path, greys: Path, stage: Path, alone: Alone
     assert logged[-1]["loss/tag"] < logged[0]["loss/tag"]
 
 
-@pytest.mark.parametrize("loss", ["smooth_l1", "squared"])
+@pytest.mark.parametrize("loss", ["smooth_l1", pytest.param("squared", marks=pytest.mark.slow)])
 def test_ratings_are_learned_in_their_own_unit(tmp_path: Path, greys: Path, stage: Path, alone: Alone, loss: str) -> None:
     run = tmp_path / "run"
     fine_tune(alone, stage, run, "task.name=regression", "data.label=rating", f"task.loss={loss}")
