@@ -33,7 +33,7 @@ demo: $(STAMP)
 	$(BIN)/python -m launcher.demo $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)') $(WORDS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m 'slow and not gpu and not cluster'
