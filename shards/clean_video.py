@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,28 @@ def clean_video(key: str, data: bytes, config: VideoConfig) -> CleanVideo:
     Raises:
         SampleError: `empty_file`, `not_a_video`, `truncated`, `damaged_video`, `video_too_long` or `too_many_frames`.
     """
+    with _opened(key, data) as container:
+        header = _header(container)
+        _check_length(key, header.duration_s, config)
+        if config.mode == "keep" and header.container in EXTENSIONS:
+            return _kept(key, data, container, header, config)
+        return _pictures(key, container, header, config)
+
+
+def check_video(key: str, data: bytes) -> None:
+    """Decode every picture.
+
+    Raises:
+        SampleError: `empty_file`, `not_a_video`, `truncated` or `damaged_video`.
+    """
+    with _opened(key, data) as container:
+        header = _header(container)
+        _check_whole(key, header, *_end(_times(key, container)))
+
+
+@contextmanager
+def _opened(key: str, data: bytes) -> Iterator[Any]:
+    """Open a file that has pictures; what FFmpeg finds wrong with it is the sample's error."""
     if not data:
         raise SampleError(key, "empty_file", "The video has no bytes.")
     try:
@@ -60,11 +83,7 @@ def clean_video(key: str, data: bytes, config: VideoConfig) -> CleanVideo:
             if not container.streams.video:
                 raise _without_pictures(key, container)
             container.streams.video[0].thread_type = "NONE"  # a writer process is one of many
-            header = _header(container)
-            _check_length(key, header.duration_s, config)
-            if config.mode == "keep" and header.container in EXTENSIONS:
-                return _kept(key, data, container, header, config)
-            return _pictures(key, container, header, config)
+            yield container
     except av.FFmpegError as e:
         looks_like_one = data[4:8] == b"ftyp" or data.startswith((b"\x1a\x45\xdf\xa3", b"GIF8"))
         reason, what = ("damaged_video", "does not decode") if looks_like_one else ("not_a_video", "is no video")
@@ -125,10 +144,8 @@ def _check_whole(key: str, header: _Header, count: int, end_s: float) -> None:
 
 def _pictures(key: str, container: Any, header: _Header, config: VideoConfig) -> CleanVideo:
     """Decode all of it and encode the pictures wanted: those at even distances, or those next after even times."""
-    times = [float(frame.time or 0.0) for frame in _decoded(container)]
-    if not times:
-        raise SampleError(key, "damaged_video", "No picture of the video decodes.")
-    _check_whole(key, header, len(times), times[-1])
+    times = _times(key, container)
+    _check_whole(key, header, *_end(times))
     interval_s = 1 / header.fps if header.fps else 0.0
     duration_s = header.duration_s if header.duration_s is not None else times[-1] - times[0] + interval_s
     _check_length(key, duration_s, config)
@@ -139,6 +156,18 @@ def _pictures(key: str, container: Any, header: _Header, config: VideoConfig) ->
     parts, size = _encoded(container, wanted, config)
     fps = config.fps if config.fps is not None else len(parts) / max(duration_s, 1e-6)
     return CleanVideo(parts, duration_s, len(parts), fps, *size)
+
+
+def _times(key: str, container: Any) -> list[float]:
+    """When each picture is shown, in seconds."""
+    times = [float(frame.time or 0.0) for frame in _decoded(container)]
+    if not times:
+        raise SampleError(key, "damaged_video", "No picture of the video decodes.")
+    return times
+
+
+def _end(times: Sequence[float]) -> tuple[int, float]:
+    return len(times), times[-1]
 
 
 def _decoded(container: Any) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from shards import trial
 from shards.commit import commit_file, temporary
 from shards.copies import Copies
 from shards.digest import file_sha256
@@ -22,7 +23,7 @@ from shards.index import adopt, index_tar, shard_info
 from shards.manifest import MANIFEST_NAME, ORIGIN_NAME, SIDECAR_SUFFIX, Manifest, ShardInfo, read_manifest, sidecar_path, write_manifest
 from shards.sidecar import IndexEntry, PartEntry, read_index, write_index
 from shards.store import open_store
-from shards.verify import Fault, check_sample, strangers
+from shards.verify import Fault, strangers
 from shards.versions.rows import ShardRows
 
 
@@ -262,7 +263,7 @@ def _problems(rows: ShardRows) -> Iterator[str | None]:
         except IntegrityError:
             yield f"{_DIFFERS} from their checksums."
         else:
-            yield next(check_sample(sample), None)
+            yield next(trial.problems(sample), None)
 
 
 def _entries(table: pa.Table) -> list[IndexEntry]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,19 +12,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
-from shards.errors import IntegrityError, SampleError, ShardError
+from shards import trial
+from shards.errors import IntegrityError, ShardError
 from shards.manifest import SIDECAR_SUFFIX, Manifest, ShardInfo, sidecar_name
 from shards.mask import kept_rows
 from shards.open_shard import stored
 from shards.order import GlobalOrder
 from shards.read import ShardReader
-from shards.sample import Sample
 from shards.sidecar import parse_index, sidecar_fits
 from shards.store.base import Store
-
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 MISSING = "the tar is missing."
 
@@ -105,20 +100,6 @@ def verify(folder: str | Path, *, sample: int | None = None, full: bool = False,
                 progress(done, len(manifest.shards))
     faults += strangers(manifest, reader.store)
     return Report(shards=len(manifest.shards), rows=manifest.rows, checked=checked, faults=tuple(faults))
-
-
-def check_sample(sample: Sample) -> Iterator[str]:
-    """Yield what is wrong with one sample: text or fields that cannot be parsed, an image that does not decode."""
-    try:
-        sample.fields()
-        sample.captions()
-    except SampleError as e:
-        yield e.detail
-    image = sample.image()
-    if image is not None:
-        problem = _decode_problem(image[1])
-        if problem:
-            yield f"its {image[0]} does not decode: {problem}."
 
 
 def _drawn(manifest: Manifest, count: int) -> dict[int, list[int]]:
@@ -210,16 +191,7 @@ def _row_problems(reader: ShardReader, shard: int, row: int) -> Iterator[str]:
     except (IntegrityError, ShardError) as e:
         yield str(e).removeprefix(f"{reader.manifest.shards[shard].shard}:{reader.key(shard, row)}: ")
     else:
-        yield from check_sample(sample)
-
-
-def _decode_problem(data: bytes) -> str | None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except _DECODE_ERRORS as e:
-        return str(e) or type(e).__name__
-    return None
+        yield from trial.problems(sample)
 
 
 def strangers(manifest: Manifest, store: Store) -> list[Fault]:

@@ -9,6 +9,7 @@ from shards.manifest import read_manifest, sidecar_path, write_manifest
 from shards.sample import Sample
 from shards.sidecar import write_index
 from shards.verify import Fault, verify
+from tests.shards.recordings import clip, sound_only_mp4, tone
 from tests.shards.tars import flip_bit, jpeg, make_data_set, pair, write_tar
 
 
@@ -106,3 +107,25 @@ def test_a_data_set_without_rows(tmp_path):
     write_manifest(tmp_path, [])
     assert read_manifest(tmp_path).rows == 0
     assert verify(tmp_path, sample=3, full=True).sound
+
+
+def test_sound_and_video_are_decoded_to_their_end(tmp_path):
+    film, sound = clip(60, kind="webm"), tone(kind="FLAC")
+    damaged = bytearray(clip(60, kind="mp4"))
+    damaged[len(damaged) // 3 : len(damaged) // 2] = bytes(len(damaged) // 2 - len(damaged) // 3)
+    samples = [
+        Sample("whole", {"webm": film, "flac": sound, "m4a": sound_only_mp4(), "000.jpg": jpeg(0)}),
+        Sample("short_film", {"webm": film[: len(film) // 2]}),
+        Sample("short_sound", {"flac": sound[: len(sound) // 2]}),
+        Sample("no_sound", {"m4a": b"nothing"}),
+        Sample("frame", {"000.jpg": jpeg(0), "001.jpg": jpeg(1)[:300]}),
+        Sample("damaged", {"mp4": bytes(damaged)}),
+    ]
+    tar = write_tar(tmp_path / "a.tar", samples)
+    write_index(sidecar_path(tar), index_tar(tar))
+    build_manifest(tmp_path)
+    faults = {fault.key: fault.problem for fault in verify(tmp_path, full=True).faults}
+    assert list(faults) == ["short_film", "short_sound", "no_sound", "frame", "damaged"]
+    assert "its webm does not decode: The video ends after" in faults["short_film"]
+    assert "its flac does not decode" in faults["short_sound"]
+    assert "its 001.jpg does not decode" in faults["frame"]
