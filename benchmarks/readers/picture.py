@@ -9,9 +9,13 @@ from PIL import Image
 SIZE, SHORT_SIDE = 224, 256
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decode a JPEG to (224, 224, 3) uint8, from the smallest scale of the format whose short side is at least 256."""
-    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=SHORT_SIDE, min_width=SHORT_SIDE)
+def decode(data: bytes, room: np.ndarray | None = None) -> np.ndarray:
+    """Decode a JPEG to (224, 224, 3) uint8, from the smallest scale of the format whose short side is at least 256.
+
+    With `room`, into memory that is used again: new memory for each image costs the system's clearing of it. A reader whose decoding is
+    left to its user gets none, as what it hands on must stay as it is.
+    """
+    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=SHORT_SIDE, min_width=SHORT_SIDE, buffer=room)
     height, width = pixels.shape[:2]
     if min(height, width) == SHORT_SIDE:
         top, left = (height - SIZE) // 2, (width - SIZE) // 2

@@ -127,3 +127,14 @@ def test_an_image_of_the_result_size_is_still_scaled_to_its_short_side():
     assert not np.array_equal(decode_image("png", data, 32, short_side=48), decode_image("png", data, 32))
     data = encoded(picture(32, 32), "JPEG")
     assert not np.array_equal(decode_image("jpg", data, 32, short_side=48), decode_image("jpg", data, 32))
+
+
+@pytest.mark.parametrize(("size", "short_side"), [(64, 64), (48, 64), (64, None), (40, 50)])
+def test_an_image_stays_as_it_is_while_its_thread_decodes_others(size, short_side):
+    turned = [picture(128, 128), picture(128, 128).transpose(Image.Transpose.ROTATE_90)]
+    data = [encoded(image, "JPEG", quality=95) for image in turned]
+    first = decode_image("jpg", data[0], size, short_side=short_side)
+    kept = first.copy()
+    second = decode_image("jpg", data[1], size, short_side=short_side)
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, kept)
