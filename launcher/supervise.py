@@ -23,6 +23,7 @@ from launcher.plan import INHERITED, LaunchPlan
 from launcher.watch import STOPPED, Rank, Watch, own_address
 from mmscale.errors import NO_PROGRESS, RunError
 from mmscale.run_folder import RunFolder
+from mmscale.signals import die_with_parent
 from mmscale.watchdog import OVERRAN
 
 POLL_S = 0.1
@@ -63,7 +64,13 @@ def supervise(plan: LaunchPlan) -> int:
         write_launch(plan.run, LaunchRecord.started(plan))
         try:
             # a session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on once
-            child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            child = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # it would go on to start ranks that nobody watches
+            )
             lost = _follow(plan, child, watch, received)
         finally:
             left = processes.kill_descendants()
