@@ -12,14 +12,15 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from mmscale.checkpoint.reader import StateReader
 
 WIDTH = 1024
 KINDS = ("master", "exp_avg", "exp_avg_sq")
+LIMITS = {"stall_over_sync": (0.0, 0.1), "sync_rate_over_disk": (0.8, float("inf")), "export_memory_over_shard": (0.0, 1.2)}
+"""What each ratio is to lie between."""
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -79,8 +82,7 @@ def documents(attempt: Path) -> list[Path]:
 
 def measure(folder: Path, parameters: int, repeats: int) -> dict[str, Any]:
     """Save, load and export in turns."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
-    dist.init_process_group("gloo", rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{folder.resolve()}/rendezvous", rank=0, world_size=1)
     group: Any = dist.group.WORLD
     pieces = state_of(parameters)
     size = sum(p.values.numel() * 4 for p in pieces)
@@ -131,25 +133,28 @@ def export_in_child(folder: Path) -> dict[str, Any]:
 def export(folder: Path) -> dict[str, Any]:
     """Export; anonymous memory counts, the mapped pages of the checkpoint's files do not: the system takes them back at will."""
     before = resident_bytes()
-    peak = [0]
-    StateReader.read, plain = watched(peak), StateReader.read  # type: ignore[method-assign]
-    seconds = timed(lambda: export_model(folder / name_of(1), folder / "exported", shard_bytes=256 << 20))
-    StateReader.read = plain  # type: ignore[method-assign]
+    with watching() as peak:
+        seconds = timed(lambda: export_model(folder / name_of(1), folder / "exported", shard_bytes=256 << 20))
     shard = max(p.stat().st_size for p in (folder / "exported").glob("*.safetensors"))
-    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"export_s": seconds, "export_memory_over_shard": (peak[0] - before) / shard, "largest_shard": shard, "export_maxrss": maximum}
+    return {"export_s": seconds, "export_memory_over_shard": (peak[0] - before) / shard, "largest_shard": shard}
 
 
-def watched(peak: list[int]) -> Callable[..., Any]:
-    """`StateReader.read` that notes the largest anonymous memory seen."""
-    plain = StateReader.read
+@contextmanager
+def watching() -> Iterator[list[int]]:
+    """Look at this process's anonymous memory all the time; the largest seen."""
+    peak, ended = [resident_bytes()], threading.Event()
 
-    def read(self: StateReader, *arguments: Any) -> Any:
-        values = plain(self, *arguments)
-        peak[0] = max(peak[0], resident_bytes())
-        return values
+    def look() -> None:
+        while not ended.wait(0.001):
+            peak[0] = max(peak[0], resident_bytes())
 
-    return read
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
 
 
 def resident_bytes() -> int:
@@ -176,6 +181,7 @@ def main() -> None:
         result = measure(Path(folder), int(options.parameters), options.repeats)
     machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
     result = {"date": datetime.now(timezone.utc).date().isoformat()} | machine | result
+    result["missed"] = [name for name, (low, high) in LIMITS.items() if not low <= result[name] <= high]
     for name, value in result.items():
         print(f"{name:<28}{value:.4g}" if isinstance(value, float) else f"{name:<28}{value}")
     if options.out:

@@ -24,7 +24,7 @@ class Status:
     """status.json, written by rank 0."""
 
     state: str
-    """running, finished, stopped or failed."""
+    """running, finished, stopped, failed, or stuck (exit code 86)."""
     step: int | None
     steps: int | None
     pid: int | None

@@ -1,6 +1,6 @@
 """What would fail or not fit, said before anything is queued: `mmscale preflight CONFIG`. Every finding names its fix.
 
-A check is a function that yields findings; it looks, it changes nothing (but a mark in the run folder, which it takes away again).
+A check is a function that yields findings; it looks, it changes nothing (but for marks that it takes away again).
 torch is loaded for the model's shape alone (`launcher.estimate`).
 """
 
@@ -127,6 +127,24 @@ def resume(subject: Subject) -> Iterator[Finding]:
         yield Finding(check="resume", level="warn", what=what, fix="Raise train.steps, or use another `run` folder.")
     else:
         yield Finding(check="resume", level="pass", what=f"goes on from step {state.step} of {config.train.steps}{how}")
+
+
+def copies(subject: Subject) -> Iterator[Finding]:
+    """Where checkpoints are to be copied, objects can be written, listed and deleted."""
+    url = subject.config.checkpoint.copy_to
+    if url is None:
+        return
+    from shards.store.bucket import Bucket
+
+    bucket = Bucket(url, subject.config.store)
+    bucket.put("preflight", b"")
+    is_listed = "preflight" in bucket.sizes()
+    bucket.delete(["preflight"])
+    if is_listed:
+        yield Finding(check="copies", level="pass", what=f"{bucket.root} can be written, listed and deleted from")
+    else:
+        what = f"what is written to {bucket.root} is not listed there"
+        yield Finding(check="copies", level="fail", what=what, fix="Give `checkpoint.copy_to` an object store that lists what it holds.")
 
 
 def checkpoints(subject: Subject) -> Iterator[Finding]:
@@ -299,4 +317,4 @@ def port(subject: Subject) -> Iterator[Finding]:
             yield Finding(check="port", level="pass", what=f"port {subject.plan.master_port} is free")
 
 
-CHECKS = (batch, run_folder, other_launch, resume, checkpoints, data, start_weights, memory, port)
+CHECKS = (batch, run_folder, other_launch, resume, checkpoints, copies, data, start_weights, memory, port)

@@ -58,6 +58,8 @@ class Link:
                 self.silence_s, self.grace_s = where["silence_s"], where["grace_s"]
                 self.connection = socket.create_connection((where["address"], where["port"]), timeout=5)
                 break
+            except ConnectionRefusedError:  # it listens before it starts anything: now it is gone
+                raise
             except OSError:
                 if time.monotonic() > deadline:
                     raise

@@ -19,7 +19,7 @@ from mmscale.run_folder import RunFolder
 
 FOLLOW_S = 1.0
 ROW = "{:<32} {:<9} {:>17} {:>9} {:>10} {:>6} {:>9}"
-ENDED = {"finished", "stopped", "failed", "died"}
+ENDED = {"finished", "stopped", "failed", "stuck", "died"}
 
 
 def ls(below: Path) -> None:
@@ -189,7 +189,7 @@ def _checkpoints(run: Path) -> list[Path]:
 def _print_failure(summary: monitor.RunSummary) -> None:
     """The words of the rank that failed first, before everything else; nothing of a run that has not failed."""
     folders = monitor.launch_logs(summary.run)
-    if summary.state not in ("failed", "died", "requeued") or not folders:
+    if summary.state not in ("failed", "stuck", "died", "requeued") or not folders:
         return
     files = monitor.rank_logs(folders[-1])
     rank = logs.first_failure({}, files)

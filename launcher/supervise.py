@@ -21,12 +21,12 @@ from launcher.errors import LaunchError
 from launcher.monitor import LaunchRecord, Status, read_status, write_launch
 from launcher.plan import INHERITED, LaunchPlan
 from launcher.watch import STOPPED, Rank, Watch, own_address
-from mmscale.errors import RunError
+from mmscale.errors import NO_PROGRESS, RunError
 from mmscale.run_folder import RunFolder
+from mmscale.signals import die_with_parent
 from mmscale.watchdog import OVERRAN
 
 POLL_S = 0.1
-NO_PROGRESS = 86
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -64,7 +64,13 @@ def supervise(plan: LaunchPlan) -> int:
         write_launch(plan.run, LaunchRecord.started(plan))
         try:
             # a session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on once
-            child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            child = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # it would go on to start ranks that nobody watches
+            )
             lost = _follow(plan, child, watch, received)
         finally:
             left = processes.kill_descendants()
@@ -159,8 +165,8 @@ def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost
     status = read_status(plan.run)
     mine = status if status is not None and status.launch_id == plan.launch_id else None
     number = received.numbers[0] if received.numbers else None
-    if code in (STOPPED, NO_PROGRESS) or (mine is not None and mine.state == "stopped"):
-        result = NO_PROGRESS if code == NO_PROGRESS else STOPPED
+    if code in (STOPPED, NO_PROGRESS) or (mine is not None and mine.state in ("stopped", "stuck")):
+        result = NO_PROGRESS if code == NO_PROGRESS or (mine is not None and mine.state == "stuck") else STOPPED
     elif code == 0 and mine is not None and mine.state == "finished":
         result = 0
     elif number is not None:
@@ -168,6 +174,8 @@ def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost
     else:
         result = 1 if lost else code % 256 or 1
     write_launch(plan.run, LaunchRecord.started(plan).ended(result))
+    if result == NO_PROGRESS:
+        _print_first_failure(plan, watch)
     if result in (0, STOPPED, NO_PROGRESS):
         _say({0: "finished", STOPPED: "stopped on request, checkpoint committed", NO_PROGRESS: "no progress"}[result] + f": {plan.run}")
     elif number is not None:

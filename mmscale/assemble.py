@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mmscale.arithmetic import BatchPlan, plan_batch
+from mmscale.checkpoint.copying import Copying
 from mmscale.checkpoint.find import resolve
 from mmscale.checkpoint.model_folder import init_from, tokenizer_of
 from mmscale.checkpoint.state import RunState, read_state
@@ -58,6 +59,8 @@ class Run:
     engine: Any
     gate: Gate
     average: MovingAverage | None
+    copying: Copying | None
+    """Copies checkpoints to an object store, from rank 0."""
     reports: Sequence[str]
     """What initialisation has to say to people."""
 
@@ -82,11 +85,12 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     trainee = Trainee(model, objectives)
     engine = build_engine(trainee, config, plan, dtype, world.device)
     decay = config.train.ema_decay
+    folder = RunFolder(Path(config.run))
     return Run(
         config=config,
         world=world,
         group=group,
-        folder=RunFolder(Path(config.run)),
+        folder=folder,
         plan=plan,
         dtype=dtype,
         dataset=dataset,
@@ -98,6 +102,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
         engine=engine,
         gate=Gate(engine, config.train.clip_norm, *model.embeddings()),
         average=None if decay is None else MovingAverage(engine, model, decay),
+        copying=Copying.of(config, folder),
         reports=reports,
     )
 
@@ -157,7 +162,9 @@ def build_model(config: RunConfig, tokenizer: TextTokenizer, facts: Facts | None
     return model, reports
 
 
-def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipped: int, skipped_in_a_row: int) -> RunState:
+def run_state(
+    run: Run, *, step: int, samples_seen: int, quarantined: int, skipped: int, skipped_in_a_row: int, losses: Sequence[float] = ()
+) -> RunState:
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
     # a key at its default is left out where older checkpoints do not know it
@@ -188,5 +195,6 @@ def run_state(run: Run, *, step: int, samples_seen: int, quarantined: int, skipp
         },
         objectives={o.name: o.weight for o in run.objectives},
         config=plain,
+        losses=list(losses),
         versions={"python": platform.python_version()} | {n: version(n) for n in ("mmscale", "torch", "deepspeed", "transformers")},
     )

@@ -7,13 +7,14 @@ part (`tiny` is `configs/model/tiny.yaml`), the path of a YAML file, or a mappin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mmscale.data_config import DataConfig, keep_schedules, mixture_sources
 from mmscale.model_config import ModelConfig
 from mmscale.objectives_config import TASKS, ObjectivesConfig, TaskConfig, unknown_task
+from mmscale.recovery_config import CheckpointConfig, GuardConfig, WatchdogConfig
 from shards import configfile
 from shards.configfile import need
 from shards.errors import ConfigError
@@ -127,28 +128,6 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointConfig:
-    """When to commit, and what to keep."""
-
-    every: int = 0
-    """Steps between checkpoints; 0 commits only the last step."""
-    keep: int = 2
-    """Newest checkpoints kept; older ones are deleted after a commit. 0 keeps all."""
-    keep_every: int = 0
-    """Of older ones, those whose step divides by this are kept too; 0 for none."""
-    best: str | None = None
-    """A metric of `evaluate`; the checkpoint of the step where it was highest is kept too."""
-    background: bool = False
-    """Copy the state and write it while training goes on; takes the state's size in CPU memory, each rank its share."""
-    max_failures: int = 3
-    """Saves that may fail one after the other, with training going on from the checkpoint before; then the run ends."""
-    timeout_s: float = 3600.0
-    """Longest wait of a rank for the others to have written their files; where training waits too, `watchdog.save_s` comes first."""
-    mttf_hours: float | None = None
-    """Mean time to a failure of the whole run, for the interval that is advised; null: 7.9 h x 1024 / ranks (Kokolis et al. 2024)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
     """Console, metrics.jsonl and TensorBoard."""
 
@@ -188,34 +167,6 @@ class QuarantineConfig:
     """Largest part of the samples seen that may be bad."""
     max_count: int = 10
     """Bad samples always allowed, however few samples were seen."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GuardConfig:
-    """Budget of steps that are skipped because a loss or the gradient norm is not finite; past it the run commits its state and fails."""
-
-    max_consecutive: int = 5
-    """Most steps in a row that may be skipped."""
-    max_fraction: float = 0.01
-    """Largest part of the steps done that may be skipped."""
-    max_count: int = 10
-    """Steps that may always be skipped, however few were done; `max_consecutive` holds all the same."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WatchdogConfig:
-    """Longest time of each section of a run, in seconds; one that takes longer ends the run. 0 sets no limit."""
-
-    setup_s: float = 3600.0
-    """Joining the ranks, opening the data, building the model, loading a checkpoint."""
-    data_s: float = 600.0
-    """Waiting for the batches of a step; of the first one, starting the workers too."""
-    step_s: float = 900.0
-    """A step with its line of the log; of the first one, compiling too."""
-    evaluate_s: float = 3600.0
-    """An evaluation during training."""
-    save_s: float = 1800.0
-    """What a checkpoint stalls training, and the end of the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,22 +272,15 @@ def _check(config: RunConfig) -> None:
     )
     for key, value in (("train.steps", train.steps), ("train.global_batch", train.global_batch), ("log.every", config.log.every)):
         need(value > 0, f"`{key}` must be at least 1; got {value}.")
-    for key in ("max_consecutive", "max_fraction", "max_count"):
-        budget = getattr(config.guard, key)
-        need(budget >= 0, f"`guard.{key}` must be at least 0; got {budget}.")
-    for section, limit_s in asdict(config.watchdog).items():
-        need(limit_s >= 0, f"`watchdog.{section}` must be seconds, or 0 for no limit; got {limit_s:g}.")
+    config.checkpoint.check()
+    config.guard.check()
+    config.watchdog.check()
     optimizer, lora = config.optimizer, config.lora
     need(0 < optimizer.layer_decay <= 1, f"`optimizer.layer_decay` must be above 0 and at most 1; got {optimizer.layer_decay}.")
     need(optimizer.head_lr_ratio > 0, f"`optimizer.head_lr_ratio` must be above 0; got {optimizer.head_lr_ratio}.")
     need(lora.rank >= 0, f"`lora.rank` must be at least 1, or 0 for no adapters; got {lora.rank}.")
     need(0 <= lora.dropout < 1, f"`lora.dropout` must be at least 0 and below 1; got {lora.dropout}.")
     saving = config.checkpoint
-    for key, least in (("every", 0), ("keep", 0), ("keep_every", 0), ("max_failures", 1)):
-        need(getattr(saving, key) >= least, f"`checkpoint.{key}` must be at least {least}; got {getattr(saving, key)}.")
-    need(saving.timeout_s > 0, f"`checkpoint.timeout_s` must be more than 0; got {saving.timeout_s}.")
-    mttf = saving.mttf_hours
-    need(mttf is None or mttf > 0, f"`checkpoint.mttf_hours` must be more than 0, or null; got {mttf}.")
     need(
         saving.best is None or config.evaluate.every > 0,
         f"`checkpoint.best` = {saving.best} is a metric of evaluations, and `evaluate.every` is 0. Set `evaluate.every`.",

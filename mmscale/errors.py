@@ -2,6 +2,9 @@
 
 from shards.errors import MmscaleError
 
+NO_PROGRESS = 86
+"""Exit code of a run that is not to be started again as it is."""
+
 
 class CheckpointError(MmscaleError):
     """A folder that is no checkpoint, is unfinished or damaged, or belongs to another model or data set."""
@@ -13,3 +16,7 @@ class TopologyError(MmscaleError):
 
 class RunError(MmscaleError):
     """A run that cannot go on: names the step and what was seen."""
+
+
+class NoProgressError(RunError):
+    """A run that would end the same way at every restart: its ranks exit with `NO_PROGRESS`."""

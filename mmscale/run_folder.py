@@ -17,7 +17,7 @@ class RunFolder:
     """Paths of one run.
 
     config.yaml  metrics.jsonl  tensorboard/  checkpoints/step-00000100/  logs/rank-*.log  status.json  quarantine.jsonl
-    skipped.jsonl  audit/  stacks/rank-*.txt
+    skipped.jsonl  rollbacks.jsonl  audit/  stacks/rank-*.txt
     """
 
     path: Path
@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / "skipped.jsonl"
 
     @property
+    def rollbacks(self) -> Path:
+        """A line a loss spike that the run was rolled back for, with the steps that it passes over since."""
+        return self.path / "rollbacks.jsonl"
+
+    @property
     def evaluations(self) -> Path:
         """A line an evaluation during training."""
         return self.path / "evaluations.jsonl"
@@ -75,7 +80,7 @@ class RunFolder:
         return self.path / "audit" / f"rank-{rank}.jsonl"
 
     def write_status(self, state: str, **values: Any) -> None:
-        """Replace status.json; `state` is running, finished, stopped or failed."""
+        """Replace status.json; `state` is running, finished, stopped, failed, or stuck (exit code 86)."""
         self.path.mkdir(parents=True, exist_ok=True)
         record = {"state": state, "pid": os.getpid(), "host": os.uname().nodename, "time": time.time()}
         launch = os.environ.get("MMSCALE_LAUNCH_ID")

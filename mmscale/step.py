@@ -40,6 +40,8 @@ class StepSums:
     """Samples of this step, over all ranks, that did not decode."""
     skipped: Tensor = field(default_factory=lambda: torch.zeros(()))
     """fp32 scalar, the same on all ranks: 1 if the step was dropped because a loss or the gradient norm was not finite."""
+    passed_over: bool = False
+    """Whether it was not trained on at all, since the run was rolled back because of it."""
     micro: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Of each micro-step of this rank: loss sums (K,), and 0, or not a number if its gradient was not finite."""
 
@@ -114,6 +116,22 @@ def optimizer_step(run: Run, batch: StepBatch, stop: bool) -> StepSums:
         sums.add(sums_K, gradient, logs)
     sums.skipped = run.gate.skipped()
     quarantined, stopping = agreed.get().tolist()  # by now the device has this whole step to do, and the wait costs it nothing
+    sums.quarantined, sums.stop = int(quarantined), stopping > 0
+    return sums
+
+
+def pass_over(run: Run, batch: StepBatch, stop: bool) -> StepSums:
+    """Do all of a step but to train on it (all ranks call): the ranks agree on stopping as ever, weights and optimizer stay.
+
+    Args:
+        run: what is trained.
+        batch: this rank's part of the step.
+        stop: whether this rank was asked to stop.
+    """
+    counts_K, agreed = agree(run.world, run.objectives, batch.host, len(batch.quarantined), stop)
+    sums = StepSums(counts_K, torch.full_like(counts_K, torch.nan), passed_over=True)
+    sums.skipped = torch.ones((), device=run.world.device)
+    quarantined, stopping = agreed.get().tolist()
     sums.quarantined, sums.stop = int(quarantined), stopping > 0
     return sums
 

@@ -1,6 +1,6 @@
 """Training: `deepspeed --module mmscale.train CONFIG [key=value ...]`, or under torchrun, srun or alone.
 
-Exit codes: 0 finished, 85 checkpointed on request, 87 a section took too long, 2 wrong configuration, 1 any other failure.
+Exit codes: 0 finished, 85 checkpointed on request, 86 no progress, 87 a section took too long, 2 wrong configuration, 1 any other failure.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from mmscale import flops
 from mmscale.arithmetic import describe
 from mmscale.assemble import Run, assemble, run_state
 from mmscale.checkpoint.agree import agree_on_newest
+from mmscale.checkpoint.fetch import fetch_newer
+from mmscale.checkpoint.find import step_of
 from mmscale.checkpoint.load import load_state, restore_counters
 from mmscale.checkpoint.state import RunState, check_same_run, describe_change, read_state
 from mmscale.config import RunConfig, load_run_config
@@ -25,17 +27,20 @@ from mmscale.counts import Counts, count
 from mmscale.data.batch import Batch
 from mmscale.data.loader import StepBatch, StepLoader
 from mmscale.data.sources import describe_sources
+from mmscale.errors import NO_PROGRESS, NoProgressError
 from mmscale.hooks import Hook, StepInfo
 from mmscale.hooks.audit import AuditHook, QuarantineHook
 from mmscale.hooks.checkpoint import CheckpointHook
 from mmscale.hooks.evaluate import EvaluateHook
 from mmscale.hooks.guard import GuardHook
 from mmscale.hooks.log import LogHook
+from mmscale.hooks.spike import SpikeHook
 from mmscale.memory import device_bytes, estimate
 from mmscale.model.sequences import Wanted
+from mmscale.rollback import LossSpike, roll_back, steps_passed_over
 from mmscale.run_folder import RunFolder, replace_file
 from mmscale.signals import StopRequest, die_with_parent
-from mmscale.step import optimizer_step
+from mmscale.step import optimizer_step, pass_over
 from mmscale.watchdog import Watchdog
 from mmscale.world import World, connect, read_world
 from shards import configfile
@@ -44,6 +49,8 @@ from shards.errors import ConfigError, MmscaleError
 logger = logging.getLogger("mmscale.train")  # __name__ is __main__ when deepspeed runs the module
 STOPPED = 85
 """Exit code of a run that committed a checkpoint on request and can be started again."""
+WAIT_SHARE = 0.5
+"""Of the shortest limit that applies at the end of a run, what is spent on waiting for the last copy."""
 
 
 def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) -> bool:
@@ -51,10 +58,14 @@ def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) 
 
     Returns:
         Whether the last step was reached.
+
+    Raises:
+        LossSpike: the run is to be rolled back.
     """
     steps = run.config.train.steps
     done = state.step if state else 0
     hooks: list[Hook] = []
+    over = steps_passed_over(run.folder, run.group)
     with open_loader(run, state) as loader:
         try:
             watch.enter("data", done + 1)
@@ -62,7 +73,7 @@ def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) 
                 watch.enter("step", batch.step + 1)
                 if not hooks:
                     hooks = build_hooks(run, state, batch, stop)
-                sums = optimizer_step(run, batch, stop.asked)
+                sums = (pass_over if batch.step + 1 in over else optimizer_step)(run, batch, stop.asked)
                 if run.average is not None:
                     run.average.update(sums.skipped)
                 done = batch.step + 1
@@ -111,7 +122,9 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     step, bad, config = (state.step, state.quarantined, run.config) if state else (0, 0, run.config)
     names, skipped = [o.name for o in run.objectives], (state.skipped, state.skipped_in_a_row) if state else (0, 0)
     guard = GuardHook(run.folder, config.guard, run.world, run.group, names, already=skipped, resumed_at=step)
-    saving = CheckpointHook(run, bad, guard, stop)
+    weights, losses = [o.weight for o in run.objectives], state.losses if state else ()
+    spikes = SpikeHook(config.guard, run.world, weights, losses) if config.guard.spike else None
+    saving = CheckpointHook(run, bad, guard, spikes, stop)
     log = LogHook(
         run.folder,
         run.world,
@@ -127,7 +140,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
         tensorboard=config.log.tensorboard,
         stalled_s=lambda: saving.stalled_s,
     )
-    hooks: list[Hook] = [guard, log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
+    hooks: list[Hook] = [guard, *([spikes] if spikes else []), log, QuarantineHook(run.folder, config.quarantine, bad, run.world)]
     if config.audit.samples:
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
@@ -142,8 +155,12 @@ def resume(run: Run) -> RunState | None:
         CheckpointError, TopologyError: it belongs to another model or data set, or has what this run has no place for.
     """
     folder = agree_on_newest(run.folder.checkpoints, run.group)
+    if run.copying is not None:
+        folder = fetch_newer(run.copying.copies, run.folder.checkpoints, folder, run.group)
     if folder is None:
         return None
+    if run.copying is not None and run.world.is_first:
+        run.copying.start(folder)  # a kill may have cut its copy short
     state = read_state(folder)
     counters = {name: getattr(state, name) for name in ("step", "samples_seen", "quarantined", "skipped", "skipped_in_a_row")}
     now = run_state(run, **counters)
@@ -159,6 +176,29 @@ def resume(run: Run) -> RunState | None:
     return state
 
 
+def train_from_newest(run: Run, stop: StopRequest, watch: Watchdog) -> bool:
+    """Train from the newest checkpoint, and again from there after a loss spike.
+
+    Returns:
+        Whether the last step was reached.
+
+    Raises:
+        NoProgressError, RunError: see `roll_back`.
+    """
+    while True:
+        state = resume(run)
+        if state is not None and state.step >= run.config.train.steps:
+            return True
+        try:
+            return train(run, state, stop, watch)
+        except LossSpike as spike:
+            watch.enter("setup", spike.step)
+            newest = agree_on_newest(run.folder.checkpoints, run.group)
+            roll_back(
+                run.folder, run.config.guard, spike, step_of(newest) if newest else 0, global_batch=run.plan.global_batch, group=run.group
+            )
+
+
 def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdog) -> int:
     """Run a stage from where it stands to its end.
 
@@ -172,15 +212,29 @@ def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdo
     if world.is_first:
         replace_file(folder.config, configfile.to_yaml(config))
         folder.write_status("running", step=0, steps=config.train.steps)
-    state = resume(run)
-    already = state is not None and state.step >= config.train.steps
-    finished = already or train(run, state, stop, watch)
+    try:
+        finished = train_from_newest(run, stop, watch)
+    except NoProgressError as e:
+        if world.is_first:
+            folder.write_status("stuck", steps=config.train.steps, reason=str(e))
+        dist.barrier(group=group)  # the first rank to end may be the end of the others
+        raise
+    watch.enter("save", config.train.steps)
     dist.barrier(group=group)
     if world.is_first:
         folder.write_status("finished" if finished else "stopped", step=config.train.steps if finished else None, steps=config.train.steps)
+        wait_for_copies(run)
+    dist.barrier(group=group)
     logger.info("the run is %s", "finished" if finished else "stopped on request; the same command goes on from here")
     dist.destroy_process_group()
     return 0 if finished else STOPPED
+
+
+def wait_for_copies(run: Run) -> None:
+    """Give the last copy the time that the other ranks and the watchdog leave; the run itself is over and has said so."""
+    limits = (run.config.train.timeout_s, run.config.watchdog.save_s or float("inf"))
+    if run.copying is not None and not run.copying.wait(WAIT_SHARE * min(limits)):
+        logger.warning("ALERT the last checkpoint is not copied to %s yet; the same command completes it", run.copying.copies.root)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,7 +278,7 @@ def start_logging(folder: RunFolder, world: World) -> None:
 
 def _report(error: MmscaleError, world: World | None) -> int:
     """Say once what went wrong: a wrong configuration is the same on every rank, so only the first one speaks."""
-    code = 2 if isinstance(error, ConfigError) else 1
+    code = 2 if isinstance(error, ConfigError) else NO_PROGRESS if isinstance(error, NoProgressError) else 1
     if logging.getLogger("mmscale").handlers:  # else the run folder is not known yet
         logger.error("%s", error)
     if code != 2 or world is None or world.is_first:

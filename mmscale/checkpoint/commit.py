@@ -99,10 +99,7 @@ def _begin(checkpoints: Path, contents: Contents, group: dist.ProcessGroup) -> P
         name = f".tmp-{name_of(contents.step)}.{secrets.token_hex(4)}"
         try:
             checkpoints.mkdir(parents=True, exist_ok=True)
-            for stale in (*checkpoints.glob(".tmp-*"), *checkpoints.glob(".trash-*")):
-                shutil.rmtree(stale)
-            for torn in checkpoints.glob(f".{LATEST}.*.tmp"):
-                torn.unlink()
+            remove_leftovers(checkpoints)
             told = [name, find_lack(checkpoints, sum(sizes), len(sizes))]
             if told[1] is None:
                 (checkpoints / name / STATE).mkdir(parents=True)
@@ -112,6 +109,14 @@ def _begin(checkpoints: Path, contents: Contents, group: dist.ProcessGroup) -> P
     if told[1] is not None:
         raise CheckpointError(f"The checkpoint of step {contents.step} was not committed: {told[1]}. The one before it stays the newest.")
     return checkpoints / str(told[0])
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Delete what killed attempts have left in the folder of a run's checkpoints."""
+    for stale in (*checkpoints.glob(".tmp-*"), *checkpoints.glob(".trash-*")):
+        shutil.rmtree(stale)
+    for torn in checkpoints.glob(f".{LATEST}.*.tmp"):
+        torn.unlink()
 
 
 def find_lack(folder: Path, size: int, files: int) -> str | None:

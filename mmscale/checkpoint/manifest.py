@@ -54,13 +54,29 @@ def read_manifest(folder: Path) -> list[FileEntry]:
             f"{str(folder)!r} is not a checkpoint: it has no {NAME}. Give a run folder, or a step-... folder below its checkpoints/."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_bytes(), str(folder))
+    except OSError as e:
+        raise CheckpointError(f"The manifest {str(path)!r} cannot be read: {e}. Use another checkpoint of the run.") from e
+
+
+def parse(text: bytes, place: str) -> list[FileEntry]:
+    """Take a manifest apart.
+
+    Args:
+        text: its content.
+        place: the checkpoint that it is of, for errors.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version.
+    """
+    try:
+        content = json.loads(text)
         version, entries = content["version"], [FileEntry(**entry) for entry in content["files"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"The manifest {str(path)!r} is damaged: {e}. Use another checkpoint of the run.") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"The manifest of {place!r} is damaged: {e}. Use another checkpoint of the run.") from e
     if version != VERSION:
         raise CheckpointError(
-            f"The checkpoint {str(folder)!r} is of version {version}; this mmscale reads version {VERSION}. "
+            f"The checkpoint {place!r} is of version {version}; this mmscale reads version {VERSION}. "
             "Go on with the mmscale that wrote it, or start again in a new `run` folder."
         )
     return entries
@@ -105,11 +121,17 @@ def find_changed(folder: Path, entries: Sequence[FileEntry]) -> str | None:
     return None
 
 
+def find_misplaced(entry: FileEntry) -> str | None:
+    """One sentence where a file's path leads out of the checkpoint."""
+    outside = Path(entry.path).is_absolute() or ".." in Path(entry.path).parts
+    return f"{entry.path} lies outside of the checkpoint" if outside else None
+
+
 def _find_fault_outside(folder: Path, entry: FileEntry) -> str | None:
     """What can be said of a file without reading it all."""
     path = folder / entry.path
-    if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
-        return f"{entry.path} lies outside of the checkpoint"
+    if (fault := find_misplaced(entry)) is not None:
+        return fault
     if not path.is_file():
         return f"{entry.path} is missing"
     if path.stat().st_size != entry.size:

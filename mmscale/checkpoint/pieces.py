@@ -93,7 +93,7 @@ def create_moments(engine: Any, model: nn.Module, kinds: set[str], scalars: dict
         group = settings.get(id(flat), optimizer.defaults)  # ZeRO 3 takes its flat tensors out of the groups between steps
         on_device = bool(group.get("fused") or group.get("capturable"))  # where torch's optimizers keep their step counts
         state = optimizer.state[flat]
-        for kind in kinds:
+        for kind in sorted(kinds):  # a set has another order in every process, and files are written in this one
             state.setdefault(kind, torch.zeros_like(flat, requires_grad=False))
         for key, value in scalars.items():
             state[key] = torch.tensor(value, dtype=torch.float32, device=flat.device if on_device else "cpu")

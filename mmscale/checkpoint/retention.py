@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mmscale.checkpoint.find import committed, step_of
-from mmscale.config import CheckpointConfig
+from mmscale.recovery_config import CheckpointConfig
 from mmscale.run_folder import RunFolder, fsync, read_lines
 
 logger = logging.getLogger(__name__)
@@ -30,29 +31,50 @@ def is_pinned(folder: Path) -> bool:
     return (folder / PINNED).exists()
 
 
-def superfluous(folders: list[Path], config: CheckpointConfig, scores: dict[int, float]) -> list[Path]:
-    """List the checkpoints that no rule keeps.
+def kept(steps: Collection[int], pinned: Collection[int], config: CheckpointConfig, scores: Mapping[int, float]) -> set[int]:
+    """Choose the checkpoints that a rule keeps.
 
     Args:
-        folders: the committed ones, oldest first.
+        steps: of all that there are.
+        pinned: steps that are kept for good.
         config: the rules.
         scores: step -> value of `checkpoint.best` there; the highest is the best.
     """
     if config.keep == 0:
-        return []
-    scored = [f for f in folders if step_of(f) in scores]
-    best = max(scored, key=lambda f: scores[step_of(f)], default=None)
-    kept = {f for f in folders if is_pinned(f) or f == best or (config.keep_every and step_of(f) % config.keep_every == 0)}
-    return [f for f in folders[: -config.keep] if f not in kept]
+        return set(steps)
+    best = max((s for s in steps if s in scores), key=lambda s: scores[s], default=None)
+    regular = {s for s in steps if s == best or (config.keep_every and s % config.keep_every == 0)}
+    return {*sorted(steps)[-config.keep :], *pinned, *regular}
 
 
-def retain(run: RunFolder, config: CheckpointConfig) -> None:
-    """Delete the checkpoints that no rule keeps: renamed first, so that no half-deleted one is ever found."""
-    records = read_lines(run.evaluations) if config.best else ()
-    best = config.best or ""
-    scores = {r["step"]: float(r[best]) for r in records if r.get(best) is not None}  # null: undefined there
-    for folder in superfluous(committed(run.checkpoints), config, scores):
+def read_scores(run: RunFolder, config: CheckpointConfig) -> dict[int, float]:
+    """Read what `checkpoint.best` was at each step that was evaluated."""
+    best = config.best
+    if best is None:
+        return {}
+    return {r["step"]: float(r[best]) for r in read_lines(run.evaluations) if r.get(best) is not None}  # null: undefined there
+
+
+def retain(run: RunFolder, config: CheckpointConfig, spared: Collection[Path] = ()) -> list[int]:
+    """Delete the checkpoints that no rule keeps: renamed first, so that no half-deleted one is ever found.
+
+    Args:
+        run: the run.
+        config: the rules.
+        spared: folders that are being read; a later call deletes them.
+
+    Returns:
+        The steps of those that were deleted.
+    """
+    deleted = []
+    folders = committed(run.checkpoints)
+    stay = kept([step_of(f) for f in folders], [step_of(f) for f in folders if is_pinned(f)], config, read_scores(run, config))
+    for folder in folders:
+        if step_of(folder) in stay or folder in spared:
+            continue
         trash = folder.with_name(f".trash-{folder.name}.{secrets.token_hex(4)}")
         folder.rename(trash)
         shutil.rmtree(trash)
         logger.info("deleted the checkpoint of step %d", step_of(folder))
+        deleted.append(step_of(folder))
+    return deleted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class RunState:
     """The whole configuration, for people."""
     versions: dict[str, str]
     """Versions of mmscale, torch, deepspeed, transformers and Python."""
+    losses: list[float] = field(default_factory=list)
+    """Those of the newest steps, where loss spikes are looked for."""
 
 
 def write_state(folder: Path, state: RunState) -> Path:

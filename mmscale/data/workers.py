@@ -205,7 +205,7 @@ def _preload() -> list[str]:
     worker would import it anew; main itself does not, for Python warns of running a module that is imported already.
     """
     name: str = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
-    return sorted(n for n in sys.modules if n.startswith("mmscale.") and n != name) if name.startswith("mmscale.") else [__name__]
+    return sorted(n for n in list(sys.modules) if n.startswith("mmscale.") and n != name) if name.startswith("mmscale.") else [__name__]
 
 
 def _work(connection: Connection, builder: Builder, arena_bytes: int, threads: int) -> None:

@@ -18,9 +18,10 @@ from mmscale.checkpoint.model_folder import write_model_files
 from mmscale.checkpoint.pieces import live_state
 from mmscale.checkpoint.retention import retain
 from mmscale.checkpoint.state import RunState, write_state
-from mmscale.errors import CheckpointError, RunError
+from mmscale.errors import CheckpointError, NoProgressError, RunError
 from mmscale.hooks import StepInfo, due
 from mmscale.hooks.guard import GuardHook
+from mmscale.hooks.spike import SpikeHook
 from mmscale.signals import StopRequest
 from mmscale.watchdog import Section
 
@@ -37,9 +38,10 @@ class CheckpointHook:
 
     section: ClassVar[Section] = "save"
 
-    def __init__(self, run: Run, quarantined: int, guard: GuardHook, stop: StopRequest) -> None:
+    def __init__(self, run: Run, quarantined: int, guard: GuardHook, spikes: SpikeHook | None, stop: StopRequest) -> None:
         self.run = run
         self.guard = guard
+        self.spikes = spikes
         self.quarantined = quarantined
         self.stop = stop
         self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=run.config.checkpoint.timeout_s))
@@ -55,15 +57,18 @@ class CheckpointHook:
         """Commit when a checkpoint is due (all ranks call).
 
         Raises:
-            RunError: saving has failed too often; or too many steps were skipped, raised once the state, which is that of the last good
-                step, is committed.
+            RunError: saving has failed too often.
+            NoProgressError: too many steps were skipped, raised once the state, which is that of the last good step, is committed.
+            LossSpike: the run is to be rolled back; what was being saved is saved.
         """
         config = self.run.config.checkpoint
         self.quarantined += info.sums.quarantined
         self.first = self.first or (info.step, time.perf_counter())
         self._note(self.background.collect(wait=False), may_raise=False)
         last = info.last or self.guard.failure is not None
-        if not due(info.step, config.every, last):
+        is_due = due(info.step, config.every, last)
+        self._raise_spike(settle=is_due)
+        if not is_due:
             return
         self.guard.settle()
         last = last or self.guard.failure is not None
@@ -76,6 +81,7 @@ class CheckpointHook:
             quarantined=self.quarantined,
             skipped=self.guard.total,
             skipped_in_a_row=self.guard.in_a_row,
+            losses=() if self.spikes is None else list(self.spikes.window.losses),
         )
         if config.background and not last:
             contents = self._contents(state, snapshot=True)
@@ -88,10 +94,20 @@ class CheckpointHook:
         self.stalled_s += stall_s
         self._advise(info.step, stall_s)
         if self.guard.failure is not None:
-            raise RunError(self.guard.failure)
+            raise NoProgressError(self.guard.failure)
 
     def close(self) -> None:
         """A save that still runs is not waited for: the run has failed, or the last step would have."""
+
+    def _raise_spike(self, *, settle: bool) -> None:
+        """Have the run rolled back if there was a spike (the same on all ranks)."""
+        if self.spikes is None:
+            return
+        if settle:
+            self.spikes.settle()
+        if self.spikes.found is not None:
+            self._note(self.background.collect(wait=True), may_raise=False)
+            raise self.spikes.found
 
     def _contents(self, state: RunState, *, snapshot: bool) -> Contents:
         run = self.run
@@ -114,10 +130,14 @@ class CheckpointHook:
         return Outcome(contents.step, time.perf_counter() - start, error)
 
     def _commit(self, contents: Contents) -> None:
-        commit(self.run.folder.checkpoints, contents, self.group)
+        folder, copying = commit(self.run.folder.checkpoints, contents, self.group), self.run.copying
         if self.run.world.is_first:
+            if copying is not None:
+                copying.start(folder)
             try:
-                retain(self.run.folder, self.run.config.checkpoint)
+                deleted = retain(self.run.folder, self.run.config.checkpoint, copying.spared() if copying else ())
+                if copying is not None:
+                    copying.released.update(deleted)
             except OSError as e:  # what was to go is out of the way, or stays for the next time
                 logger.warning("an old checkpoint could not be deleted: %s", e)
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 
-from mmscale.config import GuardConfig
 from mmscale.hooks import StepInfo
 from mmscale.late import Late
+from mmscale.recovery_config import GuardConfig
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to
 from mmscale.step import StepSums
 from mmscale.watchdog import Section
@@ -82,7 +82,7 @@ class GuardHook:
             self.in_a_row = 0
             return
         self.total += 1
-        self.in_a_row += 1
+        self.in_a_row += not step.sums.passed_over
         found = self._gather([r for i in range(len(step.keys)) for r in self._findings(step, i)])
         if self.world.is_first:
             for record in found:
@@ -99,12 +99,14 @@ class GuardHook:
             )
 
     def _findings(self, step: _Waiting, index: int) -> list[dict[str, Any]]:
-        """What was not finite in one of this rank's micro-batches: a record, or none."""
+        """What was not finite in one of this rank's micro-batches, or that it was passed over: a record, or none."""
+        place = {"step": step.step, "rank": self.world.rank, "micro_step": index}
+        if step.sums.passed_over:
+            return [place | {"losses": {}, "gradient_only": False, "rolled_back": True, "keys": step.keys[index]}]
         sums_K, gradient = (t.double().cpu() for t in step.sums.micro[index])
         bad = {name: str(value) for name, value in zip(self.names, sums_K.tolist(), strict=True) if not torch.isfinite(torch.tensor(value))}
         if not bad and torch.isfinite(gradient):
             return []
-        place = {"step": step.step, "rank": self.world.rank, "micro_step": index}
         return [place | {"losses": bad, "gradient_only": not bad, "keys": step.keys[index]}]
 
     def _gather(self, mine: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -113,6 +115,8 @@ class GuardHook:
         return [record for part in parts for record in part]
 
     def _line(self, step: int, found: list[dict[str, Any]]) -> str:
+        if any("rolled_back" in record for record in found):
+            return f"step {step} passed over, since the run was rolled back for its loss ({self.folder.rollbacks}). {self.total} in all"
         parts = []
         for record in found[:KEYS_NAMED]:
             keys = record["keys"]

@@ -83,12 +83,15 @@ class LogHook:
         sums, wait_s, ready = self.window.reduce(self.world)
         samples, tokens, flops = (sums[name] for name in ("samples", "tokens", "flops"))
         weighted = [o.weight * loss for o, loss in zip(self.objectives, losses, strict=True)]
-        norm = self.gate.norm
+        norm = None if info.sums.passed_over else self.gate.norm
         mfu = 3 * flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
         record = {"step": info.step, "samples_seen": info.samples_seen, "epoch": info.samples_seen / self.rows, "loss": sum(weighted)}
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
         group = self.gate.engine.optimizer.param_groups[0]
-        record |= {"grad_norm": None if norm is None else float(norm), "lr": group["lr"] / group.get("lr_factor", 1.0)}
+        record |= {
+            "grad_norm": None if norm is None else float(norm),
+            "lr": group["lr"] / group.get("lr_factor", 1.0),
+        }
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
         record |= {
             "data_wait_s": wait_s / steps,

@@ -1,4 +1,4 @@
-"""S3, Google Cloud Storage, Azure and plain HTTP servers, through obstore. One request a call; repetition is not its business.
+"""S3, Google Cloud Storage, Azure and plain HTTP servers, through obstore.
 
 obstore runs its connections on threads of its own, which a forked child lacks: there every call would wait for ever, hence the check.
 """
@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import atexit
 import base64
+import contextlib
 import os
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import obstore
 import obstore.store
-from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, NotFoundError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
 
 from shards.errors import ConfigError, ShardError
 from shards.store.failure import RANGE_PAST_THE_END, PermanentError, TransientError, brief, is_retryable, status_of
-from shards.store.place import shown
+from shards.store.place import BUCKETS, shown
 
 T = TypeVar("T")
 
-SCHEMES = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "https"})
+SCHEMES = BUCKETS | {"http", "https"}
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a public bucket: AWS_SKIP_SIGNATURE=true)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS (a public bucket: GOOGLE_SKIP_SIGNATURE=true)",
@@ -49,19 +51,21 @@ class ObjectBackend:
     Args:
         url: the root; credentials and endpoint come from the environment.
         timeout_s: of one request.
+        retries: how often obstore makes a request again by itself.
+        deadline_s: until when it does.
 
     Raises:
         ConfigError: a URL or an environment that obstore cannot use.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, *, retries: int = 0, deadline_s: float = 0.0) -> None:
         _refuse_fork(url)
         self._family = _FAMILIES.get(url.partition("://")[0].lower(), "az")
         self._url, headers = _login(url) if self._family == "http" else (url, {})
         try:
             self._store: Any = obstore.store.from_url(
                 self._url,
-                retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_s)},
+                retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=max(timeout_s, deadline_s))},
                 # plain http is what a user's own endpoint or URL says, never a default
                 client_options={
                     "timeout": timedelta(seconds=timeout_s),
@@ -102,6 +106,27 @@ class ObjectBackend:
             return None  # listing needs WebDAV, which hardly any server speaks
         found = await self._ask(lambda: _watched(obstore.list_with_delimiter_async(self._store)))
         return [meta["path"] for meta in found["objects"]]
+
+    async def write(self, name: str, source: Path | bytes, part_bytes: int, concurrency: int) -> None:
+        """Put an object: there whole or not at all. Above `part_bytes` it travels in parts, so many at once."""
+
+        async def put() -> None:
+            try:
+                await _watched(obstore.put_async(self._store, name, source, chunk_size=part_bytes, max_concurrency=concurrency))
+            except NotFoundError as e:  # no bucket; or the end of an upload, told again because its answer was lost
+                raise TransientError(brief(str(e))) from e
+
+        await self._ask(put)
+
+    async def below(self, prefix: str) -> dict[str, int]:
+        """List the objects below a prefix, all of them for an empty one: name below the root to size in bytes."""
+        found = await self._ask(lambda: _watched(obstore.list(self._store, prefix or None).collect_async()))
+        return {meta["path"]: int(meta["size"]) for meta in found}
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """Delete objects; one that is not there is no failure."""
+        with contextlib.suppress(FileNotFoundError):  # some stores say so, of any one of them
+            await self._ask(lambda: _watched(obstore.delete_async(self._store, list(names))))
 
     async def _ask(self, request: Callable[[], Awaitable[T]], past_the_end: T | None = None) -> T:
         _refuse_fork(self._url)

@@ -101,6 +101,17 @@ class Origin:
             for _, answer in running:
                 answer.cancel()
 
+    def insist(self, name: str, request: Callable[[], Awaitable[T]], done: str, repetitions: int) -> T:
+        """Make a request that is none for bytes, with repetitions but without a deadline of its own.
+
+        Args:
+            name: of the object, for errors.
+            request: what is awaited; may be awaited several times.
+            done: what it does, as in "cannot be written".
+            repetitions: after transient failures.
+        """
+        return self._wait(self._repeat(name, request, done, repetitions, float("inf")))
+
     def sha256(self, name: str) -> str:
         """Hash a whole object."""
         digest = hashlib.sha256()
@@ -161,32 +172,44 @@ class Origin:
 
         return ask
 
-    async def _repeat(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _repeat(
+        self,
+        name: str,
+        attempt: Callable[[], Awaitable[T]],
+        done: str = "read",
+        repetitions: int | None = None,
+        deadline_s: float | None = None,
+    ) -> T:
         """Repeat after transient failures with growing random pauses, until the deadline."""
-        end = time.monotonic() + self._config.deadline_s
-        for number in range(self._config.retries + 1):
+        repetitions = self._config.retries if repetitions is None else repetitions
+        deadline_s = self._config.deadline_s if deadline_s is None else deadline_s
+        end = time.monotonic() + deadline_s
+        what = f"{self._shown(name)!r} cannot be {done}"
+        for number in range(repetitions + 1):
             try:
-                return await asyncio.wait_for(attempt(), max(0.001, end - time.monotonic()))
+                return await asyncio.wait_for(attempt(), None if deadline_s == float("inf") else max(0.001, end - time.monotonic()))
             except PermanentError as e:
-                raise ShardError(f"{self._shown(name)!r} cannot be read: {e.cause}. {e.fix}") from e
+                raise ShardError(f"{what}: {e.cause}. {e.fix}") from e
             except (TimeoutError, asyncio.TimeoutError) as e:
-                raise self._gave_up(name, number + 1, "the deadline passed") from e
+                raise _gave_up(what, number + 1, deadline_s, "the deadline passed") from e
             except TransientError as e:
                 pause_s = random.uniform(0, 2 * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**number))
-                if number == self._config.retries or time.monotonic() + pause_s >= end:
-                    raise self._gave_up(name, number + 1, str(e)) from e
+                if number == repetitions or time.monotonic() + pause_s >= end:
+                    raise _gave_up(what, number + 1, deadline_s, str(e)) from e
             self._counters.add(retries=1)
             await asyncio.sleep(pause_s)
         raise AssertionError("unreachable")
 
-    def _gave_up(self, name: str, attempts: int, cause: str) -> ShardError:
-        return ShardError(
-            f"{self._shown(name)!r} cannot be read, {attempts} times tried within {self._config.deadline_s:g} s: {cause}. "
-            "Check the store and the network, or raise `store.retries` and `store.deadline_s`."
-        )
-
     def _shown(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
+
+
+def _gave_up(what: str, attempts: int, deadline_s: float, cause: str) -> ShardError:
+    within = "" if deadline_s == float("inf") else f" within {deadline_s:g} s"
+    return ShardError(
+        f"{what}, {attempts} times tried{within}: {cause}. "
+        "Check the store and the network, or raise `store.retries` and `store.deadline_s`."
+    )
 
 
 async def _first(tasks: set[asyncio.Future[T]]) -> T:

@@ -6,6 +6,8 @@ import posixpath
 import re
 from pathlib import Path
 
+BUCKETS = frozenset({"s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl"})
+"""Schemes of object stores: what lists, takes and deletes objects."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = re.compile(r"(://)[^/@\s]*@|(\?)[^\s\"')]+")
 
@@ -13,6 +15,12 @@ _CREDENTIALS = re.compile(r"(://)[^/@\s]*@|(\?)[^\s\"')]+")
 def is_url(root: str | Path) -> bool:
     """Whether a place is a URL rather than a folder."""
     return isinstance(root, str) and _URL.match(root) is not None
+
+
+def is_bucket(root: str) -> bool:
+    """Whether a place is the URL of an object store, with the name of a bucket."""
+    scheme, _, rest = root.partition("://")
+    return scheme.lower() in BUCKETS and bool(rest.strip("/"))
 
 
 def normal(root: str | Path) -> str:

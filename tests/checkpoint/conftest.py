@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.checkpoint.forks import Forks
+from tests.shards.bucket import s3_server
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,10 @@ def forks() -> Iterator[Forks]:
     runner = Forks()
     yield runner
     runner.close()
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """Port of an S3 server."""
+    with s3_server() as port:
+        yield port

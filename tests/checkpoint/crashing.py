@@ -15,8 +15,8 @@ import torch.distributed as dist
 from mmscale.checkpoint.commit import Contents, commit
 from mmscale.checkpoint.pieces import Piece
 from mmscale.checkpoint.retention import retain
-from mmscale.config import CheckpointConfig
 from mmscale.errors import CheckpointError
+from mmscale.recovery_config import CheckpointConfig
 from mmscale.run_folder import RunFolder
 
 SIZE = 1000

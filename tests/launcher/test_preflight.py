@@ -28,6 +28,7 @@ from mmscale.checkpoint.manifest import NAME
 from mmscale.checkpoint.state import RunState, write_state
 from mmscale.config import load_run_config
 from tests.launcher.launching import REPO
+from tests.shards.bucket import ENVIRONMENT, s3_server, upload
 from tests.shards.tars import make_data_set
 
 HERE = Report(
@@ -179,6 +180,21 @@ def test_port_in_use_is_found(site: Site) -> None:
     with socket.create_server(("", 0)) as taken:
         site.port = taken.getsockname()[1]
         assert [(f.check, f.level) for f in site.bad()] == [("port", "fail")]
+
+
+def test_a_place_for_copies_is_tried(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    site.words = ["checkpoint.copy_to=s3://tried/run"]
+    with s3_server() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        (tmp_path / "empty").mkdir()
+        upload(tmp_path / "empty", port, "tried")
+        assert [f.what for f in site.findings() if f.check == "copies"] == ["s3://tried/run can be written, listed and deleted from"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    site.words.append("store.retries=0")
+    (found,) = [f for f in site.bad() if f.check == "copies"]
+    assert found.what.startswith("'s3://tried/run/preflight' cannot be written, 3 times tried: Connection refused.")
 
 
 def test_healthy_set_up_has_no_finding(site: Site) -> None:

@@ -161,6 +161,15 @@ def test_killed_launcher_leaves_no_rank(tmp_path: Path, engine: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_launcher_that_is_killed_before_its_ranks_are_there_leaves_none_to_come(tmp_path: Path) -> None:
+    launched = start(tmp_path, "run")
+    wait_for(lambda: len(launched.named("bin/deepspeed")) > 0, 60)
+    launched.process.kill()
+    launched.output()
+    wait_for(lambda: launched.processes() == [], 5)
+
+
+@pytest.mark.slow
 def test_torchrun_finishes_and_fails_alike(tmp_path: Path) -> None:
     (tmp_path / "good").mkdir()
     (tmp_path / "bad").mkdir()

@@ -38,7 +38,7 @@ class Faults:
     stall: float = 0.0
     """Not answered for STALL_S."""
     truncate: float = 0.0
-    """Half of the body, then the connection ends."""
+    """Half of the body, then the connection ends. Of what is sent: the half is stored, and the answer says that all is well."""
     reset: float = 0.0
     """The connection ends without an answer."""
     seed: int = 0
@@ -114,6 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         proxy = self.server.proxy
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = proxy.draw(self.command, self.path, self.headers.get("Range"))
         if fault in ("fail", "throttle"):
             return self._answer(500 if fault == "fail" else 429, {}, b"injected")
@@ -121,22 +122,23 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.ended.wait(STALL_S if fault == "stall" else 0)
             self.close_connection = True
             return None
-        status, headers, body = self._forward(proxy.upstream)
+        status, headers, body = self._forward(proxy.upstream, sent[: len(sent) // 2] if fault == "truncate" else sent)
         if fault == "damage":
             body = body[:-1] + bytes([body[-1] ^ 1])
-        if fault == "truncate":
+        if fault == "truncate" and not sent:
             self._answer(status, headers, body, cut=len(body) // 2)
             self.close_connection = True
         else:
             self._answer(status, headers, body)
         return None
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-    def _forward(self, port: int) -> tuple[int, dict[str, str], bytes]:
+    def _forward(self, port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
         upstream = http.client.HTTPConnection("127.0.0.1", port)
         try:
-            upstream.request(self.command, self.path, headers=dict(self.headers.items()))
+            headers = {k: v for k, v in self.headers.items() if k.lower() != "content-length"}
+            upstream.request(self.command, self.path, sent or None, headers)
             answer = upstream.getresponse()
             dropped = ("connection", "transfer-encoding", "keep-alive")
             return answer.status, {k: v for k, v in answer.getheaders() if k.lower() not in dropped}, answer.read()

@@ -11,8 +11,8 @@ from mmscale.checkpoint import manifest
 from mmscale.checkpoint.find import committed, name_of, resolve, set_aside, step_of
 from mmscale.checkpoint.manifest import find_fault, is_pickle
 from mmscale.checkpoint.retention import pin, retain
-from mmscale.config import CheckpointConfig
 from mmscale.errors import CheckpointError
+from mmscale.recovery_config import CheckpointConfig
 from mmscale.run_folder import RunFolder, append_line, drop_torn_line, keep_lines_up_to, read_lines
 
 
