@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmscale.config import find_part
+from mmscale.nodes.limits import NodeLimits
 from shards import configfile
 from shards.configfile import need
 
@@ -68,6 +69,14 @@ class SlurmConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ChecksConfig(NodeLimits):
+    """The check of the nodes by their own ranks before every start (`mmscale.nodes`)."""
+
+    run: bool | None = None
+    """Whether it is made; null: where there are several nodes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """Where ranks run."""
 
@@ -85,6 +94,7 @@ class ClusterConfig:
     """Shell lines that are run on a node before its ranks, such as `module load cuda` (engine slurm)."""
     hosts: HostsConfig = field(default_factory=HostsConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
 
     def check(self) -> None:
         """Check what can be checked without a machine.
@@ -117,6 +127,7 @@ class ClusterConfig:
         )
         for name in self.environment:
             need(_VARIABLE.fullmatch(name) is not None, f"`environment` of the cluster: {name!r} is no name of a variable.")
+        self.checks.check()
         self._check_slurm()
 
     def _check_slurm(self) -> None:

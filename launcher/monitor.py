@@ -16,6 +16,7 @@ import psutil
 from launcher.plan import LaunchPlan
 from mmscale.checkpoint.find import committed
 from mmscale.errors import RunError
+from mmscale.finding import Finding
 from mmscale.run_folder import RunFolder, read_lines, replace_file
 
 
@@ -75,7 +76,10 @@ class LaunchRecord:
 
     def wrote(self, status: Status | None) -> bool:
         """Whether a status is this launch's, or an attempt's of this job."""
-        launch_id = None if status is None else status.launch_id
+        return self.has(None if status is None else status.launch_id)
+
+    def has(self, launch_id: str | None) -> bool:
+        """Whether a launch's name is this one's, or an attempt's of this job."""
         return launch_id == self.launch_id or (self.job is not None and str(launch_id).startswith(f"slurm-{self.job}-"))
 
     def launcher(self) -> psutil.Process | None:
@@ -129,6 +133,14 @@ def read_launch(run: Path) -> LaunchRecord | None:
 def write_launch(run: Path, record: LaunchRecord) -> None:
     """Replace launch.json."""
     replace_file(run / "launch.json", json.dumps(asdict(record)) + "\n")
+
+
+def unfit(run: Path, launch: LaunchRecord) -> list[Finding]:
+    """What failed in the newest check of a launch's nodes (nodes.json); nothing where they were good, or not checked."""
+    record = _read_json(RunFolder(run).nodes)
+    if record is None or not launch.has(record["launch_id"]):
+        return []
+    return [Finding(**finding) for finding in record["findings"] if finding["level"] == "fail"]
 
 
 def find_runs(below: Path) -> Iterator[Path]:

@@ -84,7 +84,9 @@ def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Seq
         (folder / "done" / stage.name).unlink(missing_ok=True)
         record = folder / "jobs" / f"{stage.name}.json"
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if before.get("command") == command_of(stage) and submit.job_state(before["job"]) is not None:
+        if before.get("command") == command_of(stage) and (state := submit.job_state(before["job"])) is not None:
+            if state == "COMPLETING":  # what comes after it must not wait for a job that has failed
+                raise RunError(f"The job {before['job']} of the stage {stage.name!r} is just ending. Run the pipeline again in a moment.")
             print(f"{stage.name}: is job {before['job']} already")
             continue
         jobs = [_job(folder, name) for name in stage.after if name in {other.name for other in left}]

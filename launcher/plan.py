@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -95,6 +95,25 @@ class LaunchPlan:
     def logs(self) -> Path:
         """Folder of the ranks' output for this launch."""
         return self.run / "logs" / self.launch_id
+
+    @property
+    def checks_nodes(self) -> bool:
+        """Whether the ranks look at their nodes before they run."""
+        return self.nodes > 1 if self.cluster.checks.run is None else self.cluster.checks.run
+
+    def of_check(self) -> LaunchPlan:
+        """The same ranks, with the check of the nodes as their program; its output lies in a folder of the launch's."""
+        launch_id = f"{self.launch_id}/nodes"
+        options = self.cluster.checks.options()
+        if self.engine == "deepspeed" and not self.is_local:  # whose ranks have the order of the hosts; torchrun's have not
+            options += ["--hosts", ",".join(f"{host}:{len(slots)}" for host, slots in self.hosts)]
+        return replace(
+            self,
+            launch_id=launch_id,
+            module="mmscale.nodes",
+            arguments=(*options, *self.arguments),
+            environment=tuple((name, launch_id if name == "MMSCALE_LAUNCH_ID" else value) for name, value in self.environment),
+        )
 
     def rank_log(self, rank: int) -> Path:
         """All that a rank prints."""

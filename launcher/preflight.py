@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from launcher.estimate import VOCABULARY, Estimate, estimate, known_vocabulary
 from launcher.machine import Machine
@@ -24,24 +23,13 @@ from mmscale.checkpoint.find import committed, resolve
 from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
 from mmscale.data_config import mixture_sources
+from mmscale.finding import Finding
 from shards.errors import MmscaleError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from shards.store.place import is_url
 
-Level = Literal["pass", "warn", "fail"]
 GIB = 2**30
 READ_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """What a check found."""
-
-    check: str
-    level: Level
-    what: str
-    fix: str = ""
-    """What to do; empty where all is well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

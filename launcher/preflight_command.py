@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from launcher.machine import this_machine
 from launcher.plan import LaunchRequest
-from launcher.preflight import Finding, examine
+from launcher.preflight import examine
 from launcher.preflight_hosts import examine_hosts, host_paths
 from launcher.start import plan_here
 from mmscale.config import load_run_config
 from mmscale.data_config import mixture_sources
+from mmscale.finding import ORDER, Finding, render
 from shards.errors import ConfigError
 from shards.store.place import is_url
-
-ORDER = ("fail", "warn", "pass")
 
 
 def preflight(request: LaunchRequest, master_port: int | None = None, *, as_json: bool = False) -> int:
@@ -25,7 +23,7 @@ def preflight(request: LaunchRequest, master_port: int | None = None, *, as_json
     Returns:
         1 when something would fail, else 0.
     """
-    findings = sorted(_find(request, master_port), key=lambda finding: ORDER.index(finding.level))
+    findings = sorted(find(request, master_port), key=lambda finding: ORDER.index(finding.level))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
@@ -33,17 +31,8 @@ def preflight(request: LaunchRequest, master_port: int | None = None, *, as_json
     return int(any(finding.level == "fail" for finding in findings))
 
 
-def render(findings: Sequence[Finding]) -> str:
-    """A line a finding, its fix below it, and a summary."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.level:<5} {finding.check:<14} {finding.what}")
-        lines += [f"{'':<20} -> {finding.fix}"] if finding.fix and finding.level != "pass" else []
-    counts = {level: sum(finding.level == level for finding in findings) for level in ORDER}
-    return "\n".join([*lines, f"{counts['fail']} would fail, {counts['warn']} to look at, {counts['pass']} good"])
-
-
-def _find(request: LaunchRequest, master_port: int | None) -> list[Finding]:
+def find(request: LaunchRequest, master_port: int | None = None) -> list[Finding]:
+    """Look at all that a launch needs: the configuration, what this machine sees, the hosts."""
     try:
         plan, config = plan_here(request, master_port), load_run_config(request.arguments[0], request.arguments[1:])
     except ConfigError as e:

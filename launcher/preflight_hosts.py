@@ -15,14 +15,13 @@ from pathlib import Path
 
 from launcher.engines import programs, slurm
 from launcher.plan import LaunchPlan
-from launcher.preflight import Finding
 from launcher.probe import MARK, Report, look
 from mmscale.errors import RunError
+from mmscale.finding import Finding
+from mmscale.nodes.judge import OPEN_FILES, SHM
 
 PATIENCE_S = 60.0
 SKEW_S = 2.0
-OPEN_FILES = 4096
-SHM = 256 * 2**20
 
 
 def examine_hosts(plan: LaunchPlan, paths: Sequence[str]) -> list[Finding]:
@@ -101,6 +100,10 @@ def _host(plan: LaunchPlan, here: Report, host: str, report: Report, mark: str) 
         if version != ours[name]:
             what = f"{host} has {name} {version}, this machine {ours[name]}"
             yield Finding(check="versions", level="fail", what=what, fix="Install the same everywhere: constraints.txt holds the versions.")
+    if report.code != here.code:
+        what = f"{host} has other sources of mmscale (digest {report.code}) than this machine ({here.code})"
+        fix = "Bring its checkout to the same commit, or install mmscale on a file system that all hosts share."
+        yield Finding(check="code", level="fail", what=what, fix=fix)
     if report.open_files < OPEN_FILES:
         what = f"a process on {host} may open {report.open_files} files"
         yield Finding(check="limits", level="warn", what=what, fix="Raise it to 65536 (ulimit -n, /etc/security/limits.conf).")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.machine import this_machine
+from mmscale.nodes.facts import code_digest, free_bytes, versions
 
-PACKAGES = ("mmscale", "torch", "deepspeed", "numpy", "transformers", "pyarrow")
 MARK = ".preflight"
 """A file in the run folder whose content the launching machine has just written: whoever reads it shares the folder."""
 
@@ -30,6 +29,8 @@ class Report:
     """Its clock, seconds since the epoch, and so those of the machine that reads the answer: the difference is the skew and the way."""
     python: str
     versions: dict[str, str]
+    code: str
+    """Digest of this project's sources."""
     devices: int | None
     """CUDA devices; None where there are none."""
     cores: int
@@ -54,28 +55,21 @@ def look(run: Path, paths: list[str]) -> Report:
     import psutil
 
     machine, mark = this_machine(), run / MARK
-    shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
     return Report(
         host=platform.node(),
         time=time.time(),
         python=platform.python_version(),
-        versions={name: _version(name) for name in PACKAGES},
+        versions=versions(),
+        code=code_digest(),
         devices=None if machine.devices is None else len(machine.devices),
         cores=machine.cores,
         memory=psutil.virtual_memory().available,
-        shm=0 if shm is None else shm.f_bavail * shm.f_frsize,
+        shm=free_bytes(Path("/dev/shm")),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         mark=mark.read_text(encoding="utf-8") if mark.is_file() else None,
         writable=run.is_dir() and os.access(run, os.W_OK),
         missing=[path for path in paths if not Path(path).exists()],
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mmscale.checkpoint.find import committed, step_of
 from mmscale.checkpoint.manifest import find_fault, read_manifest
 from mmscale.checkpoint.retention import is_pinned
 from mmscale.errors import CheckpointError, RunError
+from mmscale.finding import render
 from mmscale.run_folder import RunFolder
 
 FOLLOW_S = 1.0
@@ -49,6 +50,9 @@ def show(run: Path, *, follow: bool = False) -> None:
         RunError: the folder is not a run's.
     """
     summary, launch = monitor.summarize(run), monitor.read_launch(run)
+    failed = monitor.unfit(run, launch) if launch is not None else []
+    if failed and summary.state not in ("running", "finished", "stopped"):
+        print(f"The nodes failed their check:\n{render(failed)}")
     _print_failure(summary)
     print(f"state        {summary.state}, step {_text(summary.step)} of {_text(summary.steps)}")
     if summary.eta_s is not None:

@@ -60,6 +60,8 @@ def describe(plan: LaunchPlan) -> str:
     own = [
         f"{name}={shlex.quote(value)}" for name, value in sorted(engine.variables(plan).items()) if (name, value) not in plan.environment
     ]
+    if plan.checks_nodes and plan.engine != "slurm":  # whose script has both
+        lines += [f"first    {shlex.join(engine.command(plan.of_check()))}"]
     lines += [f"command  {' '.join([*own, shlex.join(engine.command(plan))])}"]
     for path, text in engine.files(plan).items():
         lines += [f"file     {path}", *(f"  | {line}".rstrip() for line in text.splitlines())]

@@ -18,16 +18,28 @@ from dataclasses import dataclass, field
 from launcher import logs, processes
 from launcher.engines import engine_of
 from launcher.errors import LaunchError
-from launcher.monitor import LaunchRecord, Status, read_status, write_launch
+from launcher.monitor import LaunchRecord, Status, read_status, unfit, write_launch
 from launcher.plan import INHERITED, LaunchPlan
 from launcher.watch import STOPPED, Rank, Watch, own_address
 from mmscale.errors import NO_PROGRESS, RunError
+from mmscale.nodes.limits import UNFIT
 from mmscale.run_folder import RunFolder
 from mmscale.signals import die_with_parent
 from mmscale.watchdog import OVERRAN
 
 POLL_S = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a plan's command ended."""
+
+    code: int
+    """Its own exit code."""
+    watch: Watch
+    lost: list[Rank]
+    """The ranks whose host said nothing any more."""
 
 
 @dataclass(slots=True)
@@ -41,43 +53,55 @@ class Received:
 
 
 def supervise(plan: LaunchPlan) -> int:
-    """Start a plan, follow it, clean up after it.
+    """Start a plan, follow it, clean up after it; where it is to look at its nodes first, the same ranks do that before.
 
     Returns:
         The exit code: 0 finished, 85 checkpointed on request, 86 no progress, 128 + N ended by signal N.
 
     Raises:
-        LaunchError: the run failed.
+        LaunchError: the run failed, or a node its check.
         RunError: it could not be started.
     """
-    engine = engine_of(plan.engine)
     _refuse_second_launch(plan)
+    engine_of(plan.engine).program(plan)
+    with _listening() as received:
+        plan.run.mkdir(parents=True, exist_ok=True)
+        write_launch(plan.run, LaunchRecord.started(plan))
+        if plan.checks_nodes:
+            check = plan.of_check()
+            ended = _carry_out(check, received)
+            if ended.code != 0 or received.numbers:
+                return _stop_before(plan, check, ended, received)
+        return _verdict(plan, _carry_out(plan, received), received)
+
+
+def _carry_out(plan: LaunchPlan, received: Received) -> Ended:
+    """Run the plan's command to its end, and leave nothing of it."""
+    engine = engine_of(plan.engine)
     program = engine.program(plan)
-    plan.logs.mkdir(parents=True)
+    plan.logs.mkdir(parents=True, exist_ok=True)
     for path, text in engine.files(plan).items():
         path.write_text(text, encoding="utf-8")
     command = [program, *engine.command(plan)[1:]]
     environment = {k: v for k, v in os.environ.items() if k not in INHERITED} | engine.variables(plan)
     processes.become_subreaper()
     watch = Watch(plan.logs, _own_address(plan), silence_s=plan.cluster.hosts.silence_s, grace_s=plan.grace_s)
-    with _listening() as received:
-        write_launch(plan.run, LaunchRecord.started(plan))
-        try:
-            # a session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on once
-            child = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=die_with_parent,  # it would go on to start ranks that nobody watches
-            )
-            lost = _follow(plan, child, watch, received)
-        finally:
-            left = processes.kill_descendants()
-            watch.close()
+    try:
+        # a session of its own: the terminal's Ctrl-C comes to us alone, and we pass it on once
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # it would go on to start ranks that nobody watches
+        )
+        lost = _follow(plan, child, watch, received)
+    finally:
+        left = processes.kill_descendants()
+        watch.close()
     if left:
         _say(f"{left} processes of the run were still there and were killed.")
-    return _verdict(plan, child.returncode, watch, received, lost)
+    return Ended(child.returncode, watch, lost)
 
 
 def _follow(plan: LaunchPlan, child: subprocess.Popen[bytes], watch: Watch, received: Received) -> list[Rank]:
@@ -160,9 +184,9 @@ def _refuse_second_launch(plan: LaunchPlan) -> None:
         )
 
 
-def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost: list[Rank]) -> int:
+def _verdict(plan: LaunchPlan, ended: Ended, received: Received) -> int:
     """How it ended, from the command's exit code and the run's own word."""
-    status = read_status(plan.run)
+    code, status = ended.code, read_status(plan.run)
     mine = status if status is not None and status.launch_id == plan.launch_id else None
     number = received.numbers[0] if received.numbers else None
     if code in (STOPPED, NO_PROGRESS) or (mine is not None and mine.state in ("stopped", "stuck")):
@@ -172,7 +196,7 @@ def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost
     elif number is not None:
         result = 128 + number
     else:
-        result = 1 if lost else code % 256 or 1
+        result = 1 if ended.lost else code % 256 or 1
     write_launch(plan.run, LaunchRecord.started(plan).ended(result))
     if result == NO_PROGRESS:
         _print_first_failure(plan, watch)
@@ -181,12 +205,38 @@ def _verdict(plan: LaunchPlan, code: int, watch: Watch, received: Received, lost
     elif number is not None:
         _say(f"ended by {number.name} {_where(mine)}. The same command goes on from its newest checkpoint.")
     else:
-        _print_first_failure(plan, watch)
-        raise LaunchError(_explain(plan, code, mine, lost), exit_code=result)
+        _print_first_failure(plan, ended.watch)
+        raise LaunchError(_explain(plan, ended, mine), exit_code=result)
     return result
 
 
-def _explain(plan: LaunchPlan, code: int, mine: Status | None, lost: list[Rank]) -> str:
+def _stop_before(plan: LaunchPlan, check: LaunchPlan, ended: Ended, received: Received) -> int:
+    """The check of the nodes did not pass, or a signal came meanwhile: the ranks are not started."""
+    failed = unfit(plan.run, LaunchRecord.started(plan)) if ended.code else []
+    number = received.numbers[0] if received.numbers else None
+    result = 128 + number if number is not None else UNFIT if failed else ended.code % 256 or 1
+    write_launch(plan.run, LaunchRecord.started(plan).ended(result))
+    if number is not None:
+        _say(f"ended by {number.name} before its ranks were started. The same command starts it.")
+        return result
+    advice = f"The output of every rank is in {check.logs}; --set checks.run=false does without the check."
+    if not failed:  # it did not come so far as to say why
+        _print_first_failure(check, ended.watch)
+        raise LaunchError(
+            f"The check of the nodes was broken off: {_how(check, ended)}. The run was not started. {advice}", exit_code=result
+        )
+    nodes = list(dict.fromkeys(finding.node for finding in failed if finding.node is not None))
+    where = f" on {', '.join(nodes)}" if nodes else ""
+    out = f", or leave {'it' if len(nodes) == 1 else 'them'} out: --exclude {'@'.join(nodes)}" if nodes and not plan.is_local else ""
+    raise LaunchError(
+        f"The check of the nodes failed{where}, and the run was not started. Mend what its table names{out}. "
+        f"{RunFolder(plan.run).nodes} has the table. {advice}",
+        exit_code=result,
+    )
+
+
+def _explain(plan: LaunchPlan, ended: Ended, mine: Status | None) -> str:
+    code, lost = ended.code, ended.lost
     advice = f"The output of every rank is in {plan.logs}. The same command goes on from its newest checkpoint."
     if lost:
         hosts = ", ".join(sorted({rank.host for rank in lost}))
@@ -204,9 +254,16 @@ def _explain(plan: LaunchPlan, code: int, mine: Status | None, lost: list[Rank])
             f"The run failed {_where(mine)}: a rank hung, or a section of it took longer than `watchdog` allows (exit code {OVERRAN}). "
             f"Where the threads stood is in {RunFolder(plan.run).stacks(0).parent}, a file a rank. {advice}"
         )
-    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"The run failed {_where(mine)}: {_how(plan, ended)}. {advice}"
+
+
+def _how(plan: LaunchPlan, ended: Ended) -> str:
+    code = ended.code
+    if ended.lost:
+        return f"nothing was heard of {', '.join(sorted({rank.host for rank in ended.lost}))}"
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     killed = f", which is how it reports a rank that {signal.Signals(256 - code).name} ended" if 256 - code in (6, 7, 9, 11, 14, 15) else ""
-    return f"The run failed {_where(mine)}: `{plan.engine}` {ended}{killed}. {advice}"
+    return f"`{plan.engine}` {how}{killed}"
 
 
 def _where(mine: Status | None) -> str:

@@ -17,7 +17,7 @@ class RunFolder:
     """Paths of one run.
 
     config.yaml  metrics.jsonl  tensorboard/  checkpoints/step-00000100/  logs/rank-*.log  status.json  quarantine.jsonl
-    skipped.jsonl  rollbacks.jsonl  audit/  stacks/rank-*.txt
+    skipped.jsonl  rollbacks.jsonl  audit/  stacks/rank-*.txt  nodes.json
     """
 
     path: Path
@@ -66,6 +66,11 @@ class RunFolder:
     def evaluations(self) -> Path:
         """A line an evaluation during training."""
         return self.path / "evaluations.jsonl"
+
+    @property
+    def nodes(self) -> Path:
+        """What the newest check of the nodes found."""
+        return self.path / "nodes.json"
 
     def log(self, rank: int) -> Path:
         """Log file of a rank."""

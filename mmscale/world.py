@@ -66,7 +66,7 @@ def connect(world: World, timeout_s: float) -> dist.ProcessGroup:
     # DeepSpeed would probe all its optional kernels and, on CPUs, compile a shared-memory all-reduce at the first start: that needs a
     # compiler on every host, and a start killed meanwhile leaves a lock that later starts wait for without a word. None of them is used.
     deepspeed.ops.__compatible_ops__ = {}
-    _fill_environment(world)
+    fill_environment(world)
     timeout = timedelta(seconds=timeout_s)
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
@@ -92,7 +92,7 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def _fill_environment(world: World) -> None:
+def fill_environment(world: World) -> None:
     """Give torch's env:// rendezvous what SLURM or a single process does not set."""
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))

@@ -31,7 +31,7 @@ def _agent(plan: LaunchPlan) -> str:
         )
     first = plan.cluster.hosts.master_address or plan.hosts[0][0]
     words = ["exec", plan.python, "-m", "torch.distributed.run", "--nnodes", str(plan.nodes), "--nproc-per-node", str(counts.pop())]
-    words += ["--rdzv-backend", "c10d", "--rdzv-id", plan.launch_id, "--rdzv-endpoint", f"{first}:{plan.master_port}"]
+    words += ["--rdzv-backend", "c10d", "--rdzv-id", plan.launch_id.replace("/", "-"), "--rdzv-endpoint", f"{first}:{plan.master_port}"]
     # by its number, and not by torchrun's guess, which compares names and addresses
     conf = "--rdzv-conf is_host=$([ %n = 0 ] && echo 1 || echo 0),join_timeout=120"
     return f"{shlex.join(words)} {conf} {shlex.join(['--module', 'launcher.rank', plan.module, *plan.arguments])}"

@@ -31,6 +31,7 @@ class Jobs:
         self.allow(allowed)
         variables = {"ALLOWED": self.folder / "allowed", "MMSCALE_STANDIN": behaviour}
         told = [word for key, value in variables.items() for word in ("--set", f"environment.{key}={value}")]
+        told += ["--set", "checks.run=false"]  # `test_nodes.py` has the checks
         return [*map(str, words), "checkpoint.keep=0", "--module", module, *told, *map(str, options)]
 
     def allow(self, steps: int = STEPS) -> None:
@@ -62,16 +63,22 @@ class Jobs:
         """Wait until a run is so far."""
         wait_for(lambda: self.step(name) >= step, PATIENCE_S)
 
-    def same(self, name: str, other: str) -> None:
+    def same(self, name: str, other: str, steps: int = STEPS) -> None:
         """Every loss of two runs bit for bit, and the same samples read for it."""
         assert losses(self.folder / name) == losses(self.folder / other)
         assert audited(self.folder / name) == audited(self.folder / other)
-        assert len(losses(self.folder / name)) == STEPS
+        assert len(losses(self.folder / name)) == steps
 
     def rank(self, number: int, module: str = STANDIN) -> psutil.Process:
         """A rank's process."""
         found = [p for p in self.cluster.processes(f"-u -m {module}") if p.name() not in ("srun", "bash")]
         return next(p for p in found if str(number) in (p.environ().get("SLURM_PROCID"), p.environ().get("RANK")))
+
+    def began(self, name: str, attempts: int, step: int) -> None:
+        """Wait for the attempt of this number to begin, and let it come to a step that none before it has seen."""
+        wait_for(lambda: sum(line.startswith("began") for line in self.history(name)) == attempts, PATIENCE_S)
+        self.allow(step)
+        self.reach(name, step)
 
     def history(self, name: str) -> list[str]:
         """What the job's script noted of its attempts, without times; nothing before it has begun."""

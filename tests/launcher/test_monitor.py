@@ -155,6 +155,18 @@ def test_failure_is_shown_first_with_its_rank(tmp_path: Path, capsys: pytest.Cap
     assert "restarts     1\n" in out
 
 
+@pytest.mark.parametrize(("launch_id", "is_shown"), [("b", True), ("a", False)])
+def test_nodes_that_failed_are_shown_first(tmp_path: Path, capsys: pytest.CaptureFixture[str], launch_id: str, is_shown: bool) -> None:
+    write_launch(tmp_path, launch_record(88))
+    finding = {"check": "gpus", "level": "fail", "what": "GPU 3 of n2 has 1 memory errors", "fix": "Leave it out.", "node": "n2"}
+    record = {"launch_id": launch_id, "findings": [finding, finding | {"level": "pass"}]}
+    RunFolder(tmp_path).nodes.write_text(json.dumps(record) + "\n")
+    run_commands.show(tmp_path)
+    out = capsys.readouterr().out
+    assert out.startswith("The nodes failed their check:\nfail  gpus           GPU 3 of n2 has 1 memory errors\n") == is_shown
+    assert "state        failed" in out
+
+
 def test_progress_in_a_line(tmp_path: Path) -> None:
     line = run_commands.progress(summarize(write_run(tmp_path)))
     assert line == "running   step 20/100  loss 0.0500  50.0 samples/s  MFU -  data wait 0%  left 0:02:40  restarts 0  committed -"

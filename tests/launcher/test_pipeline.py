@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from launcher.pipeline import load_pipeline
-from launcher.pipeline_run import pending, table
+from launcher.pipeline_run import command_of, pending, table
 from shards.errors import ConfigError
 from tests.launcher.launching import MMSCALE, REPO
 from tests.shards.tars import make_data_set
@@ -66,6 +67,26 @@ def test_stages_of_the_same_values_follow_each_other() -> None:
 def test_pipeline_that_cannot_be_run_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_pipeline(write(tmp_path, PIPELINE.replace(old, new)))
+
+
+def test_array_of_fine_tunes_has_a_table_of_results(tmp_path: Path) -> None:
+    command = "evaluate {folder}/finetune-{lr}-{seed} task=classification data=x out={folder}/reports/{lr}-{seed}"
+    path = write(
+        tmp_path, f"folder: FOLDER\nstages:\n  - {{name: evaluate, grid: {{lr: [1e-4, 1e-3], seed: [0, 1]}}, command: {command!r}}}\n"
+    )
+    folder, stages = load_pipeline(path)
+    for number, stage in enumerate(stages[:3]):
+        report = Path(stage.words[-1].removeprefix("out=")) / "report.json"
+        report.parent.mkdir(parents=True)
+        report.write_text(json.dumps({"metrics": {"accuracy": 0.5 + number / 10, "auroc": None}}))
+        (folder / "done").mkdir(exist_ok=True)
+        (folder / "done" / stage.name).write_text(command_of(stage))
+    assert [line.split() for line in table(folder, stages).splitlines()] == [
+        ["evaluate-1e_4-0", "done", "accuracy", "0.5", "auroc", "null"],
+        ["evaluate-1e_4-1", "done", "accuracy", "0.6", "auroc", "null"],
+        ["evaluate-1e_3-0", "done", "accuracy", "0.7", "auroc", "null"],
+        ["evaluate-1e_3-1", "-"],
+    ]
 
 
 def test_pipeline_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster import ClusterConfig, EngineName, HostsConfig, load_cluster, time_limit_s
+from launcher.cluster import ChecksConfig, ClusterConfig, EngineName, HostsConfig, load_cluster, time_limit_s
 from launcher.engines import engine_of, slurm
 from launcher.machine import Machine
 from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
@@ -102,6 +102,21 @@ def test_hosts_with_different_slots_keep_them() -> None:
         command(plan_for(request("torchrun", HOSTS), LAPTOP, global_batch=200))
 
 
+@pytest.mark.parametrize(("engine", "options"), [("deepspeed", "--hosts node-1:8,node-2:8 "), ("torchrun", "")])
+def test_check_of_the_nodes_is_the_same_launch_of_another_program(engine: EngineName, options: str) -> None:
+    plan = plan_for(request(engine, HOSTS, nodes=2, checks=ChecksConfig(read_mb_s=200)), LAPTOP)
+    assert plan.checks_nodes
+    check = command(plan.of_check()).replace("ID/nodes", "ID").replace("ID-nodes", "ID")
+    assert check.replace(f"mmscale.nodes --read-mb-s 200 {options}", "mmscale.train ") == command(plan)
+
+
+def test_nodes_are_checked_where_there_are_several_or_where_it_is_asked_for() -> None:
+    assert not plan_for(request(ranks_per_node=2), LAPTOP).checks_nodes
+    assert plan_for(request(ranks_per_node=2, checks=ChecksConfig(run=True)), LAPTOP).checks_nodes
+    assert plan_for(request("slurm", nodes=2), LAPTOP).checks_nodes
+    assert not plan_for(request("slurm", nodes=2, checks=ChecksConfig(run=False)), LAPTOP).checks_nodes
+
+
 def test_what_the_user_has_set_is_left_alone() -> None:
     plan = plan_for(request(ranks_per_node=2), LAPTOP, {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
     assert [name for name, _ in plan.environment] == ["MMSCALE_LAUNCH_ID", "MMSCALE_RUN"]
@@ -151,6 +166,7 @@ def test_topology_that_cannot_be_had_is_refused(request_: LaunchRequest, machine
         (["slurm.restarts=0"], r"`slurm\.restarts` must be at least 1"),
         (["slurm.options=[exclusive]"], "options that begin with `-`; got 'exclusive'"),
         (["slurm.partitoin=long"], "partitoin"),
+        (["checks.clock_s=0"], r"`checks\.clock_s` of the cluster must be above 0; got 0"),
         (["engine=mpi"], "engine"),
     ],
 )

@@ -9,8 +9,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ import pytest
 from launcher.cluster import ClusterConfig, HostsConfig
 from launcher.machine import Machine
 from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
-from launcher.preflight import Finding, examine
-from launcher.preflight_command import render
+from launcher.preflight_command import find
 from launcher.preflight_hosts import compare, read_answers
 from launcher.probe import MARK, Report, look
 from mmscale.checkpoint.find import name_of
 from mmscale.checkpoint.manifest import NAME
 from mmscale.checkpoint.state import RunState, write_state
 from mmscale.config import load_run_config
+from mmscale.finding import Finding, render
 from tests.launcher.launching import REPO
 from tests.shards.bucket import ENVIRONMENT, s3_server, upload
 from tests.shards.tars import make_data_set
@@ -36,6 +37,7 @@ HERE = Report(
     time=1000.0,
     python="3.11.7",
     versions={"torch": "2.13", "deepspeed": "0.19.8"},
+    code="0123",
     devices=8,
     cores=64,
     memory=2**38,
@@ -52,8 +54,10 @@ class Site:
     """A healthy set-up that a test breaks."""
 
     folder: Path
-    words: list[str]
-    port: int = 0
+    words: list[str] = field(default_factory=list)
+    port: int | None = None
+    held: ExitStack = field(default_factory=ExitStack)
+    """What a fault needs while it is looked for."""
 
     @property
     def run(self) -> Path:
@@ -69,20 +73,20 @@ class Site:
             f"run: {self.run}\ndata: {{shards: {self.shards}}}\nobjectives: {{contrastive: {{weight: 1.0}}}}\n"
             "train: {steps: 100, global_batch: 4, precision: fp32}\ncheckpoint: {every: 10}\n"
         )
-        config, machine = load_run_config(stage, self.words), Machine(cores=8, accelerator="cpu")
-        launcher = Launcher(machine=machine, environment={}, here=self.folder, python=sys.executable, launch_id="ID", port=self.port)
-        cluster = ClusterConfig(ranks_per_node=2)
-        return examine(config, make_plan(LaunchRequest(arguments=(str(stage),), cluster=cluster), config, launcher), machine)
+        return find(LaunchRequest(arguments=(str(stage), *self.words), cluster=ClusterConfig(ranks_per_node=2)), self.port)
 
     def bad(self) -> list[Finding]:
         return [finding for finding in self.findings() if finding.level != "pass"]
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     make_data_set(tmp_path / "shards")
     (tmp_path / "shards" / "tokenizer").mkdir()
-    return Site(tmp_path, [])
+    site = Site(tmp_path)
+    with site.held:
+        yield site
 
 
 def write_checkpoint(site: Site, **values: Any) -> None:
@@ -111,6 +115,10 @@ def cut_shard(site: Site) -> None:
     os.truncate(next(site.shards.glob("*.tar")), 1000)
 
 
+def damaged_manifest(site: Site) -> None:
+    os.truncate(site.shards / "manifest.parquet", 100)
+
+
 def no_tokenizer(site: Site) -> None:
     (site.shards / "tokenizer").rmdir()
 
@@ -128,8 +136,22 @@ def nothing_to_do(site: Site) -> None:
 
 
 def running(site: Site) -> None:
-    env = os.environ | {"MMSCALE_RUN": str(site.run)}
-    site.process = subprocess.Popen(["sleep", "60"], env=env)  # type: ignore[attr-defined]
+    process = site.held.enter_context(subprocess.Popen(["sleep", "60"], env=os.environ | {"MMSCALE_RUN": str(site.run)}))
+    site.held.callback(process.kill)
+
+
+def taken_port(site: Site) -> None:
+    site.port = site.held.enter_context(socket.create_server(("", 0))).getsockname()[1]
+
+
+def slow_storage(site: Site) -> None:
+    site.run.mkdir()
+    (site.run / "metrics.jsonl").write_text(json.dumps({"step": 1, "samples_per_s": 1e12}) + "\n")
+
+
+def damaged_status(site: Site) -> None:
+    site.run.mkdir()
+    (site.run / "launch.json").write_text("{")
 
 
 def words(*given: str) -> Callable[[Site], None]:
@@ -146,6 +168,7 @@ HUGE = ("model.hidden_size=65536", "model.unimodal_layers=100", "model.num_heads
     ("fault", "check", "level", "what", "fix"),
     [
         (no_shards, "shards", "fail", "there is no folder", "Give `data.shards` the folder"),
+        (damaged_manifest, "shards", "fail", "manifest.parquet", "verify .* --repair"),
         (no_manifest, "shards", "fail", "has no manifest.parquet", "mmscale shards index"),
         (lost_shard, "shards", "fail", "is in the manifest but not in the folder", "verify .* --repair"),
         (cut_shard, "shards", "fail", "1 of 3 shards of .* are missing or of another size: s-00", "verify .* --repair"),
@@ -153,6 +176,11 @@ HUGE = ("model.hidden_size=65536", "model.unimodal_layers=100", "model.num_heads
         (run_below_a_file, "run_folder", "fail", "is a file", "Give `run` a folder"),
         (other_batch, "resume", "fail", "has global batch 8, the configuration 4", "Restore it"),
         (nothing_to_do, "resume", "warn", "nothing would be trained", r"Raise train\.steps"),
+        (damaged_status, "other_launch", "fail", r"launch\.json' cannot be read", "As the message says"),
+        (taken_port, "port", "fail", "port .* cannot be used", "Leave --master-port away"),
+        (slow_storage, "read_rate", "warn", "and the run has taken 1,000,000,000,000", r"set store\.cache to a local disk"),
+        (words("train.global_batch=3"), "configuration", "fail", "must divide by the ranks, 2; got 3. Use 2 or 4", "As the message says"),
+        (words("train.step=3"), "configuration", "fail", r"train\.step", "As the message says"),
         (running, "other_launch", "fail", "is being trained by the processes", "mmscale runs stop"),
         (words("checkpoint.every=0"), "checkpoints", "warn", "a kill costs the whole run", r"Set checkpoint\.every"),
         (words(*HUGE, "checkpoint.keep=1000"), "disk", "fail", "are to come, .* GiB are free", r"Lower checkpoint\.keep"),
@@ -165,21 +193,10 @@ HUGE = ("model.hidden_size=65536", "model.unimodal_layers=100", "model.num_heads
 )
 def test_planted_fault_is_found(site: Site, fault: Callable[[Site], None], check: str, level: str, what: str, fix: str) -> None:
     fault(site)
-    try:
-        found = [f for f in site.bad() if f.check == check]
-    finally:
-        if hasattr(site, "process"):
-            site.process.kill()
-            site.process.wait()
+    found = [f for f in site.bad() if f.check == check]
     assert [f.level for f in found] == [level], found
     assert re.search(what, found[0].what), found
     assert re.search(fix, found[0].fix), found
-
-
-def test_port_in_use_is_found(site: Site) -> None:
-    with socket.create_server(("", 0)) as taken:
-        site.port = taken.getsockname()[1]
-        assert [(f.check, f.level) for f in site.bad()] == [("port", "fail")]
 
 
 def test_a_place_for_copies_is_tried(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +251,7 @@ def compared(tmp_path: Path, b: Report | str) -> list[Finding]:
         ({"time": 990.0}, "clocks", "warn", "the clock of b is 10 s off", "NTP"),
         ({"python": "3.12.1"}, "versions", "fail", "b has Python 3.12.1, this machine 3.11.7", "constraints.txt"),
         ({"versions": {"torch": "2.13", "deepspeed": "missing"}}, "versions", "fail", "b has deepspeed missing", "constraints.txt"),
+        ({"code": "4567"}, "code", "fail", "b has other sources of mmscale (digest 4567) than this machine (0123)", "the same commit"),
         ({"devices": 4}, "devices", "fail", "b has 4 devices, the launch wants 8", "Correct its slots"),
         ({"mark": None}, "shared", "fail", "b does not see what this machine writes", "file system that all hosts share"),
         ({"writable": False}, "shared", "fail", "b cannot write to", "permissions"),

@@ -41,6 +41,18 @@ def test_finished_run_ends_with_zero_and_leaves_nothing(tmp_path: Path) -> None:
     assert [(logs / f"rank-{rank}.log").read_text().startswith(f"hello from rank {rank}") for rank in (0, 1)] == [True, True]
 
 
+@pytest.mark.slow
+def test_run_whose_node_fails_its_check_is_not_started(tmp_path: Path) -> None:
+    launched = start(tmp_path, "finish", "--set", "checks.run=true")
+    code, out, err = launched.output()
+    assert code == 88, out + err
+    assert "fail  paths          " in out
+    assert f"The check of the nodes failed on {os.uname().nodename}, and the run was not started. Mend what its table names." in err
+    assert not (tmp_path / "run" / "status.json").exists()
+    assert summarize(tmp_path / "run").state == "failed"
+    assert launched.processes() == []
+
+
 def test_deepspeeds_launcher_killed_is_a_failure_though_deepspeed_exits_with_zero(tmp_path: Path) -> None:
     launched = start_and_wait(tmp_path, "run")
     launched.named("deepspeed.launcher.launch")[0].kill()
