@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -28,7 +29,7 @@ from mmscale.data.sources import describe_sources
 from mmscale.hooks import Hook, StepInfo
 from mmscale.hooks.audit import AuditHook, QuarantineHook
 from mmscale.hooks.checkpoint import CheckpointHook
-from mmscale.hooks.evaluate import EvaluateHook
+from mmscale.hooks.evaluate import EvaluateHook, has_lost_patience
 from mmscale.hooks.guard import GuardHook
 from mmscale.hooks.log import LogHook
 from mmscale.memory import device_bytes, estimate
@@ -46,11 +47,11 @@ STOPPED = 85
 """Exit code of a run that committed a checkpoint on request and can be started again."""
 
 
-def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) -> bool:
-    """Train to the last step, or until a stop is asked for.
+def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) -> int:
+    """Train to the last step, or until a stop is asked for, or patience is out.
 
     Returns:
-        Whether the last step was reached.
+        Steps done.
     """
     steps = run.config.train.steps
     done = state.step if state else 0
@@ -70,13 +71,15 @@ def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) 
                 for hook in hooks:
                     watch.enter(hook.section, done)
                     hook.after_step(info)
+                    if stop.enough and not info.last:
+                        info = replace(info, last=True)
                 if info.last:
                     break
                 watch.enter("data", done + 1)
         finally:
             for hook in hooks:
                 hook.close()
-    return done == steps
+    return done
 
 
 def open_loader(run: Run, state: RunState | None) -> StepLoader:
@@ -131,7 +134,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     if config.audit.samples:
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
-        hooks.append(EvaluateHook(run, step))
+        hooks.append(EvaluateHook(run, step, stop))
     return [*hooks, saving]
 
 
@@ -173,11 +176,14 @@ def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdo
         replace_file(folder.config, configfile.to_yaml(config))
         folder.write_status("running", step=0, steps=config.train.steps)
     state = resume(run)
-    already = state is not None and state.step >= config.train.steps
-    finished = already or train(run, state, stop, watch)
+    done = 0 if state is None else state.step
+    stop.enough = has_lost_patience(run, done)
+    if done < config.train.steps and not stop.enough:
+        done = train(run, state, stop, watch)
+    finished = done >= config.train.steps or stop.enough
     dist.barrier(group=group)
     if world.is_first:
-        folder.write_status("finished" if finished else "stopped", step=config.train.steps if finished else None, steps=config.train.steps)
+        folder.write_status("finished" if finished else "stopped", step=done if finished else None, steps=config.train.steps)
     logger.info("the run is %s", "finished" if finished else "stopped on request; the same command goes on from here")
     dist.destroy_process_group()
     return 0 if finished else STOPPED

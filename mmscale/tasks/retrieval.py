@@ -1,4 +1,4 @@
-"""Image-text retrieval by the contrastive embeddings: R@1, R@5 and R@10 both ways.
+"""Image-text retrieval by the contrastive embeddings, re-ranked by matching where it is asked for: R@1, R@5 and R@10 both ways.
 
 Shape letters: N records, Q queries, C candidates, E embedding size.
 """
@@ -20,6 +20,7 @@ from mmscale.model import MMScaleModel
 from mmscale.objectives.contrastive import Contrastive
 from mmscale.tasks.fields import caption_field
 from mmscale.tasks.kinds import TaskKind
+from mmscale.tasks.rerank import rerank, reranked
 from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
 
 AT = (1, 5, 10)
@@ -57,20 +58,27 @@ class Retrieval:
         ]
 
     def score(self, records: Sequence[Record]) -> Metrics:
-        """R@k both ways over all records as candidates."""
+        """R@k both ways over all records as candidates; of the contrastive order besides where it was changed by re-ranking."""
         images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
         _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
         scores: dict[str, float | None] = {"candidates": float(len(records))}
+        contrastive: dict[str, float | None] = {}
         for direction, queries, candidates in (("image_to_text", images_NE, texts_NE), ("text_to_image", texts_NE, images_NE)):
             rank_N = ranks(queries, candidates, group_N)
+            if direction in records[0]:
+                contrastive |= {f"contrastive_{direction}_r{k}": float((rank_N < k).mean()) for k in AT}
+                rank_N = reranked(records, direction, rank_N, group_N)
             scores |= {f"{direction}_r{k}": float((rank_N < k).mean()) for k in AT}
-        return scores
+        return scores | contrastive
 
     def resampler(self, records: Sequence[Record]) -> Resampler:
         """R@1 of image to text, of resampled queries among the same candidates."""
         images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
         _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
-        return mean_of_resamples(ranks(images_NE, texts_NE, group_N) < 1)
+        rank_N = ranks(images_NE, texts_NE, group_N)
+        if "image_to_text" in records[0]:
+            rank_N = reranked(records, "image_to_text", rank_N, group_N)
+        return mean_of_resamples(rank_N < 1)
 
 
 def ranks(queries_NE: NDArray[np.float32], candidates_NE: NDArray[np.float32], group_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -101,5 +109,6 @@ KIND = TaskKind(
     build=lambda config: Retrieval(caption_field(config)),
     objective=lambda task: Contrastive(weight=task.weight),
     caption=True,
+    refine=rerank,
     draw=_draw,
 )
