@@ -6,13 +6,14 @@ Source of the form: Cho et al. 2021 (VL-T5), section 4.1; of the choice among gi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from mmscale.config import RunConfig
 from mmscale.data.batch import Batch
 from mmscale.data.dataset import ShardDataset
-from mmscale.data.labels import label_vocabulary
+from mmscale.data.labels import label_of, label_vocabulary
 from mmscale.data.targets import Facts
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
@@ -97,6 +98,17 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
     return Facts(labels=tuple(sorted(found - {""})))
 
 
+def _draw(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, out: Path) -> None:
+    """Draw right and wrong examples; right is an answer that somebody gave, and the percentage is its VQA accuracy."""
+    from mmscale.pictures import draw_examples
+
+    drawn = []
+    for record in records:
+        accuracy, said = answer_accuracy(record["prediction"], record["answers"]), record["prediction"]
+        drawn.append(record | {"confidence": accuracy, "label": said if accuracy > 0 else label_of(record["answers"])})
+    draw_examples(drawn, dataset, out / "examples.png", text=config.data.prompt)
+
+
 def _build(config: RunConfig) -> Answering:
     caption_field(config)
     prompt_field(config)
@@ -111,4 +123,5 @@ KIND = TaskKind(
     caption=True,
     writes=True,
     study=_study,
+    draw=_draw,
 )

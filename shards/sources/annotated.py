@@ -117,6 +117,8 @@ def media_folder(config: WriteConfig, usual: Iterable[Path]) -> Path:
         if not Path(given).is_dir():
             raise SourceError(f"`annotations.images`: there is no folder at {given!r}. Name the folder that holds the files.")
         return Path(given)
+    if not Path(config.path or "").is_file():
+        raise SourceError(f"There is no file at {config.path!r}. Give the `path` of the annotations.")
     places = list(usual)
     for place in places:
         if place.is_dir():

@@ -156,6 +156,7 @@ def refusals() -> list[tuple[str, Callable[[Path], tuple[Path, list[str]]], str]
             r"usual places, '.*/x', .* Set annotations\.images to their folder",
         ),
         ("coco", lambda root: (root / "none.json", [f"annotations.images={root}"]), r"There is no COCO annotation file at '.*none\.json'"),
+        ("vqa", lambda root: (root / "none.json", []), r"There is no file at '.*none\.json'\. Give the `path` of the annotations\."),
         ("karpathy", json_at({"images": [{"filename": "1.jpg", "sentences": []}]}), r"Entry 0 of `images` in .* has no `split`"),
         (
             "vqa",

@@ -127,6 +127,7 @@ def test_answers_are_learned_and_written(tmp_path: Path, greys: Path, stage: Pat
     whole, _, found = evaluate(run, "answering", greys, "batch=10")
     assert whole["vqa_accuracy"] > 0.9
     assert {r["prediction"] for r in found} == {"above", "left"}
+    assert (run / "evaluated" / "examples.png").read_bytes().startswith(b"\x89PNG")
     seen: list[int] = []
     predict = Answering.predict
 
