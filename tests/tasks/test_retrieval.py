@@ -11,9 +11,9 @@ from mmscale.data.dataset import ShardDataset
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.evaluate import EvaluateCommand, evaluation_config
 from mmscale.model import MMScaleModel
-from mmscale.tasks import retrieval
-from mmscale.tasks.rerank import reranked
-from mmscale.tasks.retrieval import Retrieval, first_right_rank
+from mmscale.tasks import gallery
+from mmscale.tasks.gallery import Gallery, first_right_rank
+from mmscale.tasks.retrieval import Retrieval
 from shards import configfile
 from shards.errors import ConfigError, DataError
 from tests.data.tiny import image_bytes, mixed, paired, write
@@ -66,7 +66,7 @@ def test_ranks_do_not_depend_on_how_many_queries_are_held_at_once(monkeypatch: p
     images, texts = generator.normal(size=(2, 50, 4)).tolist()
     captions = [str(i) for i in generator.integers(0, 30, 50)]
     whole = TASK.score(records(images, texts, captions))
-    monkeypatch.setattr(retrieval, "_QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(gallery, "_QUERIES_AT_ONCE", 7)
     assert TASK.score(records(images, texts, captions)) == whole
     assert 0 < whole["image_to_text_r10"] < 1
 
@@ -112,7 +112,7 @@ def test_hand_computed_re_ranking() -> None:
     assert scores["contrastive_image_to_text_r1"] == pytest.approx(1 / 4)
     assert scores["image_to_text_r1"] == pytest.approx(1 / 4)
     assert scores["image_to_text_r5"] == 1
-    assert reranked(made, "image_to_text", np.array([0, 1, 3, 1]), np.arange(4)).tolist() == [1, 0, 3, 1]
+    assert Gallery.of(made).reranked("image_to_text", made, np.array([0, 1, 3, 1])).tolist() == [1, 0, 3, 1]
     assert TASK.resampler(made)(np.ones((1, 4))).tolist() == [1 / 4]
 
 
@@ -126,28 +126,44 @@ def test_the_first_candidates_have_their_matching_logits(tmp_path: Path, k: int)
     shards = write(tmp_path / "mixed", mixed)
     config = matching_stage(shards, k)
     found = predict(tmp_path, config)
-    assert found[0]["image_to_text"].shape == (2, min(k, len(found)))
+    texts = [text for r in found for text in [r["caption"], *r.get("captions", ())]]
+    assert len(texts) > len(found)  # some samples have several
+    assert found[0]["image_to_text"].shape == (2, min(k, len(texts)))
     plain = predict(tmp_path, stage(shards, task={"name": "retrieval"}))
-    similarity = np.stack([r["image"] for r in plain]) @ np.stack([r["text"] for r in plain]).T
-    tokenizer = TextTokenizer(tmp_path / "tokenizer")
-    model = random_model(tokenizer, config)
-    for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+    made = Gallery.of(plain)
+    similarity = made.images_NE @ made.texts_TE.T
+    model = random_model(TextTokenizer(tmp_path / "tokenizer"), config)
+    own = np.concatenate([r["text_to_image"] for r in found])
+    for direction, scores, ranked in (("image", similarity, [r["image_to_text"] for r in found]), ("text", similarity.T, own)):
         for query in (0, 7, 15):
-            first, logits = found[query][direction]
+            first, logits = ranked[query]
             assert first.tolist() == np.argsort(-scores[query], kind="stable")[:k].tolist()
             for candidate, logit in list(zip(first.astype(int), logits, strict=True))[:3]:
-                image, text = (query, candidate) if direction == "image_to_text" else (candidate, query)
-                assert logit == pytest.approx(one_pair(model, config, tokenizer, plain[image], plain[text]), abs=1e-4)
+                image, text = (query, candidate) if direction == "image" else (candidate, query)
+                expected = one_pair(model, config, tmp_path / "tokenizer", plain[image]["position"], texts[text])
+                assert logit == pytest.approx(expected, abs=1e-4)
 
 
-def one_pair(model: MMScaleModel, config: RunConfig, tokenizer: TextTokenizer, image: dict, text: dict) -> float:
-    """The logit of an image and another sample's caption, put into one sample."""
+def one_pair(model: MMScaleModel, config: RunConfig, tokenizer: Path, position: int, text: str) -> float:
+    """The logit of an image and a text, put into one sample."""
     dataset = ShardDataset(config.data.shards, seed=0, image_size=config.model.image_size)
-    example = replace(dataset[image["position"]], captions=[text["caption"]])
-    collator = Collator.from_config(config, tokenizer, training=False)
+    example = replace(dataset[position], captions=[text])
+    collator = Collator.from_config(config, TextTokenizer(tokenizer), training=False)
     batch = replace(collator, plan=replace(collator.plan, caption=None, text="caption"))([example])
     with torch.no_grad():
         return float(model.match_logits(batch)[0])
+
+
+def test_all_captions_of_a_sample_are_texts() -> None:
+    """COCO's protocol: any of an image's captions is right for it, and each of them is a query."""
+    found = records([[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.6, 0.8]], ["a", "b"])
+    found[0] |= {"captions": ["c", "b"], "texts": np.array([[0.9, 0.1], [0.6, 0.8]])}
+    # image 0: texts a 0, c 0.9, b 0.6, and the other sample's b 0.6, which is right too. image 1: a 1, c 0.1, both b 0.8
+    assert Gallery.of(found).ranks("image_to_text").tolist() == [0, 1]
+    # a is nearest to image 1; c to image 0; both images have a caption b
+    assert Gallery.of(found).ranks("text_to_image").tolist() == [1, 0, 0, 0]
+    scores = TASK.score(found)
+    assert (scores["image_to_text_r1"], scores["text_to_image_r1"]) == (0.5, 0.75)
 
 
 def test_batches_change_candidates_by_rounding_alone(tmp_path: Path) -> None:
