@@ -199,7 +199,7 @@ def _verdict(plan: LaunchPlan, ended: Ended, received: Received) -> int:
         result = 1 if ended.lost else code % 256 or 1
     write_launch(plan.run, LaunchRecord.started(plan).ended(result))
     if result == NO_PROGRESS:
-        _print_first_failure(plan, watch)
+        _print_first_failure(plan, ended.watch)
     if result in (0, STOPPED, NO_PROGRESS):
         _say({0: "finished", STOPPED: "stopped on request, checkpoint committed", NO_PROGRESS: "no progress"}[result] + f": {plan.run}")
     elif number is not None:

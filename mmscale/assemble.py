@@ -79,7 +79,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     tokenizer = TextTokenizer(tokenizer_folder, config.data.begin)
     facts = agree_on_facts(config, dataset, world, group)
     model, reports = build_model(config, tokenizer, facts, origin)
-    objectives = build_objectives(config)
+    objectives = build_objectives(config, facts)
     for objective in objectives:
         objective.check(plan.micro_batch, world.size)
     trainee = Trainee(model, objectives)

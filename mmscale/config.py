@@ -149,6 +149,8 @@ class EvaluateConfig:
     """Samples evaluated, the first of that data set."""
     batch: int = 250
     """Samples in an evaluation batch."""
+    patience: int = 0
+    """Early stopping: evaluations in a row that may give no higher `checkpoint.best`; then the run ends, finished. 0 for never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -285,6 +287,12 @@ def _check(config: RunConfig) -> None:
         saving.best is None or config.evaluate.every > 0,
         f"`checkpoint.best` = {saving.best} is a metric of evaluations, and `evaluate.every` is 0. Set `evaluate.every`.",
     )
+    patience = config.evaluate.patience
+    need(patience >= 0, f"`evaluate.patience` must be at least 1, or 0 for never; got {patience}.")
+    need(
+        patience == 0 or saving.best is not None,
+        f"`evaluate.patience` = {patience} counts evaluations without a higher `checkpoint.best`, which is null. Name a metric there.",
+    )
     need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [
         getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")
@@ -297,7 +305,7 @@ def _check(config: RunConfig) -> None:
 
 def _check_captions(config: RunConfig) -> None:
     """Captions that the model is to write start with a token, end with a word, and are read from left to right."""
-    written = config.objectives.captioning.weight > 0 or (config.task is not None and config.task.name == "captioning")
+    written = config.objectives.captioning.weight > 0 or (config.task is not None and config.task.name in ("captioning", "answering"))
     for wrong, key in (
         (config.model.text.captions == "bidirectional", "model.text.captions=causal"),
         (not config.data.begin, "data.begin=true"),
@@ -312,6 +320,8 @@ def _check_captions(config: RunConfig) -> None:
 
 def _check_task(config: RunConfig) -> None:
     """A module of the user's own is looked for when it is loaded, as it may take torch."""
+    if config.task is not None:
+        config.task.check()
     if config.task is not None and config.task.name not in TASKS and "." not in config.task.name:
         raise ConfigError(unknown_task("task.name", config.task.name))
 

@@ -82,6 +82,9 @@ class DataConfig:
     """Field that becomes the causal text (contrastive text, captioning target): `caption` or a key of the sample's json; null for none."""
     text: str | None = "caption"
     """Field that becomes the bidirectional text (masked language, matching, questions of a task); null for none."""
+    prompt: str | None = None
+    """Field whose text goes before the causal text and is read but not learned, such as the question of task.name=answering; it takes at
+    most half of max_text_tokens. null for none."""
     label: str | None = None
     """Field that holds a task's target; null for none."""
     labels: list[str] | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ import torch.distributed as dist
 
 from mmscale.assemble import checkpoint_config
 from mmscale.checkpoint.find import resolve
+from mmscale.checkpoint.manifest import NAME as MANIFEST_NAME
 from mmscale.checkpoint.model_folder import open_model, tokenizer_of
 from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
@@ -22,13 +25,18 @@ from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import evaluation_batches
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
-from mmscale.objectives_config import ObjectivesConfig, TaskConfig
+from mmscale.objectives_config import ObjectivesConfig, TaskConfig, check_decoding
 from mmscale.run_folder import replace_file
 from mmscale.tasks import Record, Task, build_task, kind_of, kind_of_stage
 from mmscale.tasks.interval import score_records
+from mmscale.tasks.rerank import Look
 from mmscale.tasks.task import Metrics
+from mmscale.tasks.together import Together
+from mmscale.unfinished import NAME as UNFINISHED
+from mmscale.unfinished import Unfinished
 from mmscale.world import World
 from shards import configfile
+from shards.configfile import need
 from shards.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +55,17 @@ class EvaluateCommand:
     batch: int = 250
     """Samples in a batch."""
     beams: int = 1
-    """captioning: beam width; 1 is greedy."""
+    """captioning, answering: beam width; 1 is greedy."""
+    temperature: float = 0.0
+    """captioning, answering: above 0, tokens are drawn, keyed by the run's seed and the sample; 0 takes the likeliest."""
+    top_k: int = 0
+    """Draw among so many of the likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability."""
+    rerank: int = 0
+    """retrieval: so many of the first candidates of each query are ordered anew by the matching head; 0 for none."""
+    free: bool = False
+    """answering: write any answer, also where the stage lists them (task.answers=listed)."""
     image: bool = True
     """Feed the image; false is the text-only control of a model trained that way."""
     text: bool = True
@@ -80,13 +98,19 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     model = open_model(folder).to(device).eval()
     tokenizer = TextTokenizer(tokenizer_of(folder), config.data.begin)
     start = time.perf_counter()
-    records = predict_records(model, task, config, tokenizer, samples=command.samples, batch=command.batch, device=device)
-    metrics = score_records(task, records) | {"seconds": time.perf_counter() - start}
     out = Path(command.out) if command.out else folder.parent.parent / "evaluations" / command.task
+    unfinished = Unfinished(out / UNFINISHED, _identity(folder, config, command, device))
+    if unfinished.done:
+        logger.info("going on after %d batches that an interrupted evaluation has left in %s", len(unfinished.done), unfinished.path)
+    records = predict_records(
+        model, task, config, tokenizer, samples=command.samples, batch=command.batch, device=device, unfinished=unfinished
+    )
+    metrics = score_records(task, records) | {"seconds": time.perf_counter() - start}
     write_report(out, {"checkpoint": str(folder), "task": command.task, "data": command.data, "metrics": metrics}, records)
     draw = kind_of(command.task).draw
     if draw is not None:
         draw(records, ShardDataset(command.data, seed=0, store=config.store), config, out)
+    unfinished.remove()
     logger.info("wrote %s", out)
     return metrics
 
@@ -97,6 +121,7 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
     Raises:
         ConfigError: the model has no head for the task.
     """
+    check_decoding("", command.beams, command.temperature, command.top_k, command.top_p)
     kind, own = kind_of(command.task, key="task"), kind_of_stage(trained)
     if kind.head is not None and (own is None or own.head != kind.head):
         origin = "It comes from pretraining" if trained.task is None else f"It was trained for `task.name={trained.task.name}`"
@@ -104,6 +129,12 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
             f"`task={command.task}` needs a model with a {kind.head} head; this one was trained without. {origin}: fine-tune it for the "
             "task first."
         )
+    need(command.rerank >= 0, f"`rerank` must be at least 1, or 0 for none; got {command.rerank}.")
+    need(
+        not command.rerank or trained.objectives.matching.weight > 0,
+        f"`rerank={command.rerank}` orders candidates by the matching head, which this model was not trained with. Train with "
+        "objectives.matching.weight=1 beside the task retrieval, or set rerank=0.",
+    )
     data = replace(
         trained.data,
         shards=command.data,
@@ -115,7 +146,17 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
     )
     # the task alone decides which streams a batch has
     options = trained.task.options if trained.task is not None else {}
-    task = TaskConfig(name=command.task, beams=command.beams, options=options)
+    listed = trained.task is not None and trained.task.answers == "listed" and not command.free
+    task = TaskConfig(
+        name=command.task,
+        beams=command.beams,
+        temperature=command.temperature,
+        top_k=command.top_k,
+        top_p=command.top_p,
+        rerank=command.rerank,
+        answers="listed" if listed else "free",
+        options=options,
+    )
     return replace(trained, data=data, objectives=ObjectivesConfig(), task=task)
 
 
@@ -130,6 +171,7 @@ def predict_records(
     device: torch.device,
     world: World | None = None,
     group: dist.ProcessGroup | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[Record]:
     """Predict for a random but fixed subset of a data set (all ranks call, when there are several).
 
@@ -137,6 +179,7 @@ def predict_records(
         samples: size of the subset; 0 is all.
         batch: samples in a batch of a rank.
         world, group: the ranks that share the work; every rank runs the model equally often, as ZeRO 3 needs.
+        unfinished: of one process: what an interrupted evaluation has predicted, and what keeps the rest.
 
     Returns:
         On rank 0 all records in order of position, each sample once; on other ranks nothing.
@@ -146,24 +189,48 @@ def predict_records(
     """
     dataset = ShardDataset(config.data.shards, seed=0, image_size=config.model.image_size, store=config.store)
     collator = Collator.from_config(config, tokenizer, training=False, facts=model.config.facts)
-    rank, size = (world.rank, world.size) if world else (0, 1)
+    together = Together.of(world, group)
     total = min(samples or len(dataset), len(dataset))
-    own: list[Record] = []
+    kept = {} if unfinished is None else unfinished.done
+    own: list[Record] = [record for number in sorted(kept) for record in kept[number]]
     with torch.no_grad():
-        for micro in evaluation_batches(dataset, collator, samples=total, batch=batch, rank=rank, size=size):
-            own += task.predict(model, micro.to(device), tokenizer)
-    records = own if size == 1 else _gather(own, rank, size, group)
+        batches = evaluation_batches(dataset, collator, samples=total, batch=batch, rank=together.rank, size=together.size, skip=kept)
+        for number, micro in batches:
+            found = task.predict(model, micro.to(device), tokenizer)
+            if unfinished is not None:
+                unfinished.add(number, found)
+            own += found
+    records = together.gather(own)
     left_out = sorted((r for r in records if "left_out" in r), key=lambda r: r["position"])
     records = [r for r in records if "left_out" not in r]
     why = f" {left_out[0]['key']}, for example: {left_out[0]['left_out']}." if left_out else ""
-    count, why = _agree((len(records), why), size, group)
+    count, why = together.tell((len(records), why))
     if not count:
         raise DataError(
             f"No sample of {config.data.shards!r} has what the task {task.name} needs.{why} Look at them with `mmscale shards show`."
         )
     if left_out:
         logger.warning("%d of %d samples of %r are left out.%s", len(left_out), len(left_out) + count, config.data.shards, why)
-    return sorted(records, key=lambda r: r["position"])
+    records = sorted(records, key=lambda r: r["position"])
+    kind = kind_of_stage(config)
+    if kind is None or kind.refine is None:
+        return records
+    look = Look(model=model, config=config, dataset=dataset, collator=collator, batch=batch, device=device, together=together)
+    return kind.refine(look, records)
+
+
+def _identity(folder: Path, config: RunConfig, command: EvaluateCommand, device: torch.device) -> dict[str, Any]:
+    """Everything that the records of an evaluation depend on."""
+    commit = (folder / MANIFEST_NAME).read_bytes() if (folder / MANIFEST_NAME).is_file() else b""
+    settings = {name: value for name, value in configfile.to_plain(command).items() if name != "out"}
+    return {
+        "checkpoint": [str(folder), hashlib.sha256(commit).hexdigest()],
+        "data": ShardDataset(command.data, seed=0, store=config.store).digest,
+        "config": configfile.to_plain(config),
+        "command": settings,
+        "device": device.type,
+        "versions": {name: version(name) for name in ("mmscale", "torch")},
+    }
 
 
 def write_report(out: Path, report: dict[str, Any], records: Sequence[Record]) -> None:
@@ -172,17 +239,3 @@ def write_report(out: Path, report: dict[str, Any], records: Sequence[Record]) -
     lines = (json.dumps({k: v for k, v in r.items() if not hasattr(v, "shape")}, ensure_ascii=False) for r in records)
     replace_file(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
     replace_file(out / "report.json", json.dumps(report, indent=1) + "\n")
-
-
-def _gather(own: list[Record], rank: int, size: int, group: dist.ProcessGroup | None) -> list[Record]:
-    parts: list[Any] = [None] * size
-    dist.gather_object(own, parts if rank == 0 else None, dst=0, group=group)
-    return [record for part in parts for record in part] if rank == 0 else []
-
-
-def _agree(found: tuple[int, str], size: int, group: dist.ProcessGroup | None) -> tuple[int, str]:
-    """What rank 0 found, which has all records: on every rank, so that all of them raise or none."""
-    told = [found]
-    if size > 1:
-        dist.broadcast_object_list(told, src=0, group=group)
-    return told[0]

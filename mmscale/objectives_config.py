@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from shards.configfile import need
 
-TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning")
+TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning", "answering", "reasoning")
 """Tasks that come with mmscale: each is a file of that name in mmscale/tasks."""
 
 
@@ -73,10 +73,49 @@ class TaskConfig:
     weight: float = 1.0
     """Factor of the task's loss in the total."""
     label_smoothing: float = 0.0
-    """classification, vqa: label smoothing."""
+    """classification, vqa, reasoning: label smoothing."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """classification, vqa, reasoning: balanced weighs a sample by samples / (labels x samples of its label), counted over the training
+    shards, so that every label counts alike."""
     loss: Literal["smooth_l1", "squared"] = "smooth_l1"
     """regression: smooth_l1 grows linearly from an error of one standard deviation on, squared keeps growing with its square."""
     beams: int = 1
-    """captioning: beam width at evaluation; 1 is greedy."""
+    """captioning, answering: beam width at evaluation; 1 is greedy."""
+    temperature: float = 0.0
+    """captioning, answering: above 0, tokens are drawn at evaluation with log-probabilities over it; 0 takes the likeliest."""
+    top_k: int = 0
+    """Draw among so many of the likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability."""
+    rerank: int = 0
+    """retrieval: at evaluation the matching head orders so many of the first candidates of each query anew; 0 leaves the contrastive order.
+    For models that were trained with objectives.matching."""
+    answers: Literal["free", "listed"] = "free"
+    """answering: write anything, or one of the answers of the training shards (`data.labels` where it is set)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of a task of your own."""
+
+    def check(self) -> None:
+        """Raise ConfigError for settings that cannot be."""
+        need(self.rerank >= 0, f"`task.rerank` must be at least 1, or 0 for none; got {self.rerank}.")
+        check_decoding("task.", self.beams, self.temperature, self.top_k, self.top_p)
+
+
+def check_decoding(prefix: str, beams: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Check how texts are to be written.
+
+    Args:
+        prefix: of the keys, for errors.
+        beams, temperature, top_k, top_p: as in `TaskConfig`.
+
+    Raises:
+        ConfigError: a value out of range, or beams and drawing together.
+    """
+    need(beams > 0, f"`{prefix}beams` must be at least 1; got {beams}.")
+    need(temperature >= 0, f"`{prefix}temperature` must be at least 0; got {temperature:g}.")
+    need(top_k >= 0, f"`{prefix}top_k` must be at least 1, or 0 for all tokens; got {top_k}.")
+    need(0 < top_p <= 1, f"`{prefix}top_p` must be above 0 and at most 1; got {top_p:g}.")
+    need(
+        temperature == 0 or beams == 1,
+        f"`{prefix}temperature` = {temperature:g} draws tokens and `{prefix}beams` = {beams} looks for the likeliest. Set one of them.",
+    )

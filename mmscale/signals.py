@@ -14,6 +14,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self.enough = False
+        """Whether the evaluations say that more training does not pay; then the run ends with this step, as finished."""
         self._terminated = False
 
     def listen(self) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from mmscale.errors import NO_PROGRESS, NoProgressError
 from mmscale.hooks import Hook, StepInfo
 from mmscale.hooks.audit import AuditHook, QuarantineHook
 from mmscale.hooks.checkpoint import CheckpointHook
-from mmscale.hooks.evaluate import EvaluateHook
+from mmscale.hooks.evaluate import EvaluateHook, has_lost_patience
 from mmscale.hooks.guard import GuardHook
 from mmscale.hooks.log import LogHook
 from mmscale.hooks.spike import SpikeHook
@@ -53,11 +54,11 @@ WAIT_SHARE = 0.5
 """Of the shortest limit that applies at the end of a run, what is spent on waiting for the last copy."""
 
 
-def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) -> bool:
-    """Train to the last step, or until a stop is asked for.
+def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) -> int:
+    """Train to the last step, or until a stop is asked for, or patience is out.
 
     Returns:
-        Whether the last step was reached.
+        Steps done.
 
     Raises:
         LossSpike: the run is to be rolled back.
@@ -81,13 +82,15 @@ def train(run: Run, state: RunState | None, stop: StopRequest, watch: Watchdog) 
                 for hook in hooks:
                     watch.enter(hook.section, done)
                     hook.after_step(info)
+                    if stop.enough and not info.last:
+                        info = replace(info, last=True)
                 if info.last:
                     break
                 watch.enter("data", done + 1)
         finally:
             for hook in hooks:
                 hook.close()
-    return done == steps
+    return done
 
 
 def open_loader(run: Run, state: RunState | None) -> StepLoader:
@@ -144,7 +147,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     if config.audit.samples:
         hooks.append(AuditHook(run.folder, run.world))
     if config.evaluate.every:
-        hooks.append(EvaluateHook(run, step))
+        hooks.append(EvaluateHook(run, step, stop))
     return [*hooks, saving]
 
 
@@ -176,19 +179,21 @@ def resume(run: Run) -> RunState | None:
     return state
 
 
-def train_from_newest(run: Run, stop: StopRequest, watch: Watchdog) -> bool:
+def train_from_newest(run: Run, stop: StopRequest, watch: Watchdog) -> int:
     """Train from the newest checkpoint, and again from there after a loss spike.
 
     Returns:
-        Whether the last step was reached.
+        Steps done; `stop.enough` says whether patience is out.
 
     Raises:
         NoProgressError, RunError: see `roll_back`.
     """
     while True:
         state = resume(run)
-        if state is not None and state.step >= run.config.train.steps:
-            return True
+        done = 0 if state is None else state.step
+        stop.enough = has_lost_patience(run, done)
+        if done >= run.config.train.steps or stop.enough:
+            return done
         try:
             return train(run, state, stop, watch)
         except LossSpike as spike:
@@ -213,16 +218,17 @@ def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdo
         replace_file(folder.config, configfile.to_yaml(config))
         folder.write_status("running", step=0, steps=config.train.steps)
     try:
-        finished = train_from_newest(run, stop, watch)
+        done = train_from_newest(run, stop, watch)
     except NoProgressError as e:
         if world.is_first:
             folder.write_status("stuck", steps=config.train.steps, reason=str(e))
         dist.barrier(group=group)  # the first rank to end may be the end of the others
         raise
-    watch.enter("save", config.train.steps)
+    finished = done >= config.train.steps or stop.enough
+    watch.enter("save", done)
     dist.barrier(group=group)
     if world.is_first:
-        folder.write_status("finished" if finished else "stopped", step=config.train.steps if finished else None, steps=config.train.steps)
+        folder.write_status("finished" if finished else "stopped", step=done if finished else None, steps=config.train.steps)
         wait_for_copies(run)
     dist.barrier(group=group)
     logger.info("the run is %s", "finished" if finished else "stopped on request; the same command goes on from here")

@@ -16,7 +16,7 @@ from shards.clean_video import CleanVideo, clean_video
 from shards.config import WriteConfig
 from shards.errors import SampleError
 from shards.filter import Judge
-from shards.media import MediaFacts, media_facts
+from shards.media import FRAME_DIGITS, MediaFacts, media_facts
 from shards.sample import Sample
 from shards.sources.record import RawSample, Record
 
@@ -66,16 +66,19 @@ def clean_sample(record: Record, raw: RawSample, config: WriteConfig, judge: Jud
     image = _image(record.key, raw, config)
     audio = clean_audio(record.key, raw.audio, config.audio) if raw.audio is not None else None
     video = clean_video(record.key, raw.video, config.video) if raw.video is not None else None
+    pictures = [clean_image(record.key, picture, config.image) for picture in raw.pictures]
     fields = _fields(record, raw, image, audio, video)
     parts = dict(raw.extra)
     for extension, data in _media_parts(image, audio, video):
         _put(record.key, parts, extension, data)
+    for number, picture in enumerate(pictures):
+        _put(record.key, parts, f"{number:0{FRAME_DIGITS}d}.{picture.extension}", picture.data)
     if len(captions) == 1:
         _put(record.key, parts, "txt", captions[0].encode("utf-8"))
     elif captions:
         fields["captions"] = captions
     _put(record.key, parts, "json", _json(record.key, fields, config))
-    facts = media_facts(Sample(record.key, parts)) if audio is not None or video is not None or raw.extra else MediaFacts()
+    facts = media_facts(Sample(record.key, parts)) if audio is not None or video is not None or pictures or raw.extra else MediaFacts()
     width, height = (image.width, image.height) if image is not None else (facts.width, facts.height)
     longest = max(map(len, captions), default=None)
     return CleanSample(record.key, parts, width, height, longest, facts)
@@ -104,7 +107,7 @@ def _captions(key: str, raw: RawSample, config: WriteConfig) -> list[str]:
 def _image(key: str, raw: RawSample, config: WriteConfig) -> CleanImage | None:
     if raw.image is not None:
         return clean_image(key, raw.image, config.image)
-    if config.image.required and raw.audio is None and raw.video is None:
+    if config.image.required and raw.audio is None and raw.video is None and not raw.pictures:
         raise SampleError(key, "no_image", "There is no image; image.required=false would write the sample without one.")
     return None
 

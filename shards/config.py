@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from shards.filter import FilterConfig
 
 # `path` has no meaning for these: they make their own data.
 SOURCES_WITHOUT_PATH = frozenset({"glyphs"})
+# Their samples have questions, sentences or classes instead.
+SOURCES_WITHOUT_CAPTIONS = frozenset({"vqa", "nlvr", "esc50"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +45,34 @@ class TableConfig:
     """Folder that relative image paths start from; null is the folder of the table."""
     quoted: bool | None = None
     """Cells of csv and tsv may be in double quotes; null says yes for csv and no for tsv."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderConfig:
+    """What a folder's paths say (source=folder)."""
+
+    label: str | None = None
+    """Field that gets the name of the folder below `path` that a file lies in, as in ImageFolder: `path/cat/1.jpg` is of class cat."""
+    pattern: str | None = None
+    """Regular expression that the whole path below `path` must match, else the file is no sample; its named groups become fields, such as
+    "(?P<label>[^/]+)/(?P<fold>[0-9])-.*"."""
+    listed: str | None = None
+    """Text file of the paths below `path` that are samples, a line each, without or with the extension, as published splits are; what
+    follows after white space, such as the number of a class, is left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotationsConfig:
+    """What belongs to the annotations that `path` names (source=coco, karpathy, vqa, nlvr, esc50)."""
+
+    images: str | None = None
+    """Folder that the names of images start from; null looks where the data set's own layout has it."""
+    instances: str | None = None
+    """coco: an instances_*.json, whose categories become the field `tags`; null for none."""
+    answers: str | None = None
+    """vqa: the json of annotations; null takes the one that is named after the questions. Test splits have none."""
+    splits: list[str] = field(default_factory=list)
+    """karpathy: the splits taken, such as [train, restval]; esc50: the folds, such as [1, 2, 3, 4]. Empty takes all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,10 +203,12 @@ class TokenizerConfig:
 class WriteConfig:
     """From raw pairs to shards."""
 
-    source: Literal["glyphs", "folder", "table", "webdataset"] = "???"  # type: ignore[assignment]
-    """Kind of the raw data: drawn glyphs, a folder of images with .txt/.json, a csv/tsv/jsonl/parquet table, tars of others."""
+    source: Literal["glyphs", "folder", "table", "webdataset", "coco", "karpathy", "vqa", "nlvr", "esc50"] = "???"  # type: ignore[assignment]
+    """Kind of the raw data: drawn glyphs, a folder of images with .txt/.json, a csv/tsv/jsonl/parquet table, tars of others, or the files
+    of a published set: COCO, Karpathy's splits (Flickr30k), VQA v2, NLVR and NLVR2, ESC-50."""
     path: str | None = None
-    """Where the raw data is: the folder; the table, a folder or a glob of tables; a tar, a folder, a glob or a{000..099}.tar of tars."""
+    """Where the raw data is: the folder; the table, a folder or a glob of tables; a tar, a folder, a glob or a{000..099}.tar of tars; the
+    json of a published set."""
     out: str = "???"
     """Folder that receives the shards; created; must be empty or hold an unfinished or finished run of this same command."""
     rows_per_shard: int = 2048
@@ -187,6 +220,8 @@ class WriteConfig:
     """Writer processes; 1 works in this process, null takes the CPUs this process may use. Any number writes the same bytes."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     table: TableConfig = field(default_factory=TableConfig)
+    folder: FolderConfig = field(default_factory=FolderConfig)
+    annotations: AnnotationsConfig = field(default_factory=AnnotationsConfig)
     glyphs: GlyphsConfig = field(default_factory=GlyphsConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
@@ -228,6 +263,7 @@ class WriteConfig:
                 "A lone | is YAML syntax: on a command line write \"columns.caption_separator='|'\"."
             )
         self._check_encoding()
+        self._check_pattern()
         self.filter.check()
 
     def process_count(self) -> int:
@@ -236,7 +272,8 @@ class WriteConfig:
 
     def caption_required(self) -> bool:
         """Whether a sample without a caption is quarantined."""
-        return self.caption.required and not (self.source == "table" and self.columns.caption is None)
+        without = self.source in SOURCES_WITHOUT_CAPTIONS or (self.source == "table" and self.columns.caption is None)
+        return self.caption.required and not without
 
     def _positive(self) -> list[tuple[str, Any]]:
         return [
@@ -260,6 +297,12 @@ class WriteConfig:
             ("tokenizer.vocab_size", self.tokenizer.vocab_size),
             ("tokenizer.max_texts", self.tokenizer.max_texts),
         ]
+
+    def _check_pattern(self) -> None:
+        try:
+            re.compile(self.folder.pattern or "")
+        except re.error as e:
+            raise ConfigError(f"`folder.pattern` is no regular expression: {e}; got {self.folder.pattern!r}.") from e
 
     def _check_encoding(self) -> None:
         if self.caption.fallback_encoding is None:

@@ -170,7 +170,7 @@ class Collator:
             ),
             kept_NK=None if kept_NK is None else torch.from_numpy(kept_NK),
             streams=self._streams(examples, positions_M, choice_M4, regions or {}),
-            caption=self._caption_stream(encoded[self.plan.caption], choice_M4),
+            caption=self._caption_stream(encoded[self.plan.caption], self._prompts(examples, follow), choice_M4),
             text=self._text_stream(encoded[self.plan.text], positions_M, choice_M4),
             gumbel_MG=torch.from_numpy(self._gumbel(positions_M)),
             targets={} if self.target is None else {self.target.name: self.target.of(examples, follow)},
@@ -222,12 +222,23 @@ class Collator:
                 encoded.append((row, self.tokenizer.encode(follow(row, texts[drawn]), self.max_text_tokens)))
         return encoded
 
-    def _caption_stream(self, encoded: Encoded, choice_M4: NDArray[np.float64]) -> TextStream:
-        pad = [self.tokenizer.pad]
+    def _prompts(self, examples: Sequence[Example], follow: Follow) -> dict[int, list[int]]:
+        """What goes before the captions, by row."""
+        if self.plan.prompt is None:
+            return {}
+        texts = {row: example.texts(self.plan.prompt) for row, example in enumerate(examples)}
+        return {row: self.tokenizer.prompt(follow(row, found[0]), self.max_text_tokens) for row, found in texts.items() if found}
+
+    def _caption_stream(self, encoded: Encoded, prompts: dict[int, list[int]], choice_M4: NDArray[np.float64]) -> TextStream:
+        pad, end = [self.tokenizer.pad], self.tokenizer.end
+        if prompts:
+            encoded = [(row, _after(prompts.get(row, []), ids, self.max_text_tokens, end)) for row, ids in encoded]
         ids_T, cu_seqlens_S1, rows_S = _concatenate([(row, ids + pad * (self.pad_captions - len(ids))) for row, ids in encoded])
         labels_T = np.full_like(ids_T, IGNORE)
         labels_T[:-1] = ids_T[1:]
         labels_T[cu_seqlens_S1[1:] - 1] = IGNORE
+        for start, row in zip(cu_seqlens_S1[:-1].tolist(), rows_S.tolist() if prompts else (), strict=False):
+            labels_T[start : start + len(prompts.get(row, ()))] = IGNORE
         fuse_S = choice_M4[rows_S, _FUSE] < self.plan.caption_fuse
         return _stream(ids_T, cu_seqlens_S1, rows_S, labels_T, fuse_S)
 
@@ -267,6 +278,12 @@ class Collator:
 
     def _group(self, samples: int) -> int:
         return (self.plan.matching_group or samples) if self.plan.matching else 0
+
+
+def _after(prompt: list[int], ids: list[int], most: int, end: int) -> list[int]:
+    """Put a prompt behind the begin token of a text, which is cut to the room that is left."""
+    joined = ids[:1] + prompt + ids[1:]
+    return joined if len(joined) <= most else [*joined[: most - 1], end]
 
 
 def _is_seen(example: Example) -> bool:

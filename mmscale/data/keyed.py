@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     PATCH_MASK = 4
     GUMBEL = 5
     KEEP = 6
+    WRITE = 7
 
 
 def purpose_of(purpose: Purpose, modality: str) -> int:

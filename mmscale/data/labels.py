@@ -63,6 +63,11 @@ def label_vocabulary(reader: ShardReader | JoinedReader, field: str, several: bo
     return sorted(found)
 
 
+def label_counts(reader: ShardReader | JoinedReader, field: str) -> Counter[str]:
+    """Read every sample of a data set and count its labels, one a sample as `label_of` says."""
+    return Counter(label for label in map(label_of, _values(reader, field)) if label is not None)
+
+
 def number_statistics(reader: ShardReader | JoinedReader, field: str) -> tuple[float, float]:
     """Read every sample of a data set and return mean and standard deviation of a field.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice, repeat
 from types import TracebackType
@@ -244,7 +244,8 @@ def evaluation_batches(
     threads: int = 1,
     prefetch: int = 2,
     device: torch.device | None = None,
-) -> Iterator[Batch]:
+    skip: Container[int] = (),
+) -> Iterator[tuple[int, Batch]]:
     """Yield this rank's share of the first samples of a data set, for evaluation.
 
     Ranks take turns by `batch` positions. Every rank yields the same number of batches, the last ones short or empty where there is
@@ -260,14 +261,18 @@ def evaluation_batches(
         threads: decode threads.
         prefetch: batches read ahead.
         device: where the batches go.
+        skip: numbers of the batches that are left out.
+
+    Yields:
+        The number of each batch of this rank, from 0, and the batch.
     """
     device = device or torch.device("cpu")
     total = min(samples, len(dataset))
-    firsts = [start + rank * batch for start in range(0, total, batch * size)]
+    firsts = {n: start + rank * batch for n, start in enumerate(range(0, total, batch * size)) if n not in skip}
     feed = open_feed(Builder(dataset, collator), batch, 0, threads, device)
     try:
-        wanted = located(dataset, (range(min(f, total), min(f + batch, total)) for f in firsts))
-        for micro in read_ahead(feed, wanted, prefetch):
-            yield micro.batch.to(device)
+        wanted = located(dataset, (range(min(f, total), min(f + batch, total)) for f in firsts.values()))
+        for number, micro in zip(firsts, read_ahead(feed, wanted, prefetch), strict=True):
+            yield number, micro.batch.to(device)
     finally:
         feed.close()

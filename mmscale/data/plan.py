@@ -18,6 +18,8 @@ class StreamPlan:
     """Whether images go in."""
     caption: str | None = None
     """Field of the causal stream; None for an empty stream."""
+    prompt: str | None = None
+    """Field of what goes before the causal texts; None for nothing."""
     caption_fuse: float = 0.0
     """Fraction of captions that enter the fusion layers."""
     text: str | None = None
@@ -70,6 +72,7 @@ class StreamPlan:
         return cls(
             image=config.data.image,
             caption=config.data.caption if needs_caption else None,
+            prompt=config.data.prompt if needs_caption else None,
             caption_fuse=_caption_fuse(config, training),
             text=config.data.text if needs_text else None,
             text_fraction=_text_fraction(config, training),

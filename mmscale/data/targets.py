@@ -26,6 +26,8 @@ class Facts:
 
     labels: tuple[str, ...] | None = None
     """The label vocabulary in order."""
+    weights: tuple[float, ...] | None = None
+    """Weight of each label in the loss; a mean of 1 over the training samples. None: all alike. Of training alone, no model keeps it."""
     mean: float = 0.0
     """Mean of the numbers."""
     std: float = 1.0

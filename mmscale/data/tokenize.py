@@ -70,6 +70,15 @@ class TextTokenizer:
         begin = [] if self.begin is None else [self.begin]
         return [*begin, *ids[: max(0, max_tokens - len(begin) - 1)], self.end]
 
+    def prompt(self, text: str, max_tokens: int) -> list[int]:
+        """Encode what a text starts with: ids without the begin token, the end token last, which parts it from what follows.
+
+        Args:
+            text: any text.
+            max_tokens: of the prompt and what follows it; the prompt takes at most half.
+        """
+        return self.encode(text, max(2, max_tokens // 2))[self.begin is not None :]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids back into text, without the special tokens."""
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=True))

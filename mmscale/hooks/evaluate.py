@@ -8,13 +8,34 @@ from typing import ClassVar
 from mmscale.assemble import Run
 from mmscale.evaluate import EvaluateCommand, evaluation_config, predict_records
 from mmscale.hooks import StepInfo, due
-from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to
+from mmscale.patience import best_of, is_out
+from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to, read_lines
+from mmscale.signals import StopRequest
 from mmscale.tasks import build_task
 from mmscale.tasks.interval import score_records
+from mmscale.tasks.together import Together
 from mmscale.watchdog import Section
 from shards.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+
+def has_lost_patience(run: Run, step: int) -> bool:
+    """Whether the evaluations up to a step are so long without a better one that the run ends (all ranks call)."""
+    config, metric = run.config.evaluate, run.config.checkpoint.best
+    if not config.patience or metric is None:
+        return False
+    best = None
+    if run.world.is_first:
+        best = best_of((r for r in read_lines(run.folder.evaluations) if r["step"] <= step), metric)
+    best = Together.of(run.world, run.group).tell(best)
+    if best is None or not is_out(best, config.patience):
+        return False
+    logger.info(
+        "ends early at step %d: %s was highest at step %d, %.4g, and %d evaluations since were no better (evaluate.patience = %d)",
+        *(step, metric, best.step, best.value, best.since, config.patience),
+    )
+    return True
 
 
 class EvaluateHook:
@@ -22,12 +43,23 @@ class EvaluateHook:
 
     section: ClassVar[Section] = "evaluate"
 
-    def __init__(self, run: Run, resumed_at: int) -> None:
+    def __init__(self, run: Run, resumed_at: int, stop: StopRequest) -> None:
         settings, task = run.config.evaluate, run.config.task
         if settings.shards is None:
             raise ConfigError("`evaluate.shards` must name the data set to evaluate on, since `evaluate.every` is set; it is null.")
         self.run = run
-        command = EvaluateCommand(task=task.name if task else "retrieval", data=settings.shards, beams=task.beams if task else 1)
+        self.stop = stop
+        command = EvaluateCommand(task="retrieval", data=settings.shards)
+        if task is not None:
+            command = EvaluateCommand(
+                task=task.name,
+                data=settings.shards,
+                beams=task.beams,
+                temperature=task.temperature,
+                top_k=task.top_k,
+                top_p=task.top_p,
+                rerank=task.rerank,
+            )
         self.config = evaluation_config(run.config, command)
         self.task = build_task(self.config)
         if run.world.is_first:
@@ -57,6 +89,8 @@ class EvaluateHook:
             metrics = score_records(self.task, records)
             append_line(run.folder.evaluations, {"step": info.step} | metrics)
             logger.info("step %d  %s", info.step, "  ".join(f"{k} {'null' if v is None else f'{v:.4g}'}" for k, v in metrics.items()))
+        if not info.last:
+            self.stop.enough = has_lost_patience(run, info.step)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -1,4 +1,4 @@
-"""Captions from images: greedy and beam decoding over a cache of keys and values.
+"""Texts from images: decoding over a cache of keys and values. How tokens are chosen is in `search`.
 
 The image goes once through both stacks; its keys and values in the fusion layers are kept. Each new token goes through the lower
 text layers against its own past, then through the fusion layers against the image and its past: what the prefix-LM saw in training.
@@ -8,25 +8,24 @@ Shape letters: N images, L image tokens, B = N * beams hypotheses, T tokens so f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmscale.data.batch import Batch
 from mmscale.model.percepts import Percepts
 from mmscale.model.positions import RotaryPlan, Rotation, rotation, text_coordinates
+from mmscale.model.search import Prompts, Sampling, Trie, search
 from mmscale.model.sequences import Entry, Sequences, arrange, gather_parts, text_starts
 from shards.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmscale.model.block import Expert
     from mmscale.model.model import MMScaleModel
-
-Step = Callable[[Tensor, Tensor], Tensor]
-"""Given the last tokens (B,) and the hypothesis each continues (B,): log-probabilities of the next token (B, V)."""
 
 
 class CachedDecoder:
@@ -76,7 +75,7 @@ class CachedDecoder:
         """Buffer rows of each unit's tokens, (N, L), padded by row 0."""
         lengths = [part.lengths(seqs.unit_S) for part in percepts.parts]
         total_N = torch.stack(lengths).sum(0)
-        place_L = torch.arange(int(total_N.max()), device=total_N.device)
+        place_L = torch.arange(int(total_N.max()) if len(total_N) else 0, device=total_N.device)
         rows_NL, before_N = torch.zeros(len(total_N), len(place_L), dtype=torch.int64, device=total_N.device), torch.zeros_like(total_N)
         for first_N, length_N in zip(seqs.first_rows, lengths, strict=True):
             inside = (place_L >= before_N[:, None]) & (place_L < (before_N + length_N)[:, None])
@@ -138,21 +137,76 @@ class CachedDecoder:
 
 
 @torch.no_grad()
-def generate(model: MMScaleModel, batch: Batch, *, max_new_tokens: int, beams: int = 1) -> list[list[int]]:
-    """Describe each image of a batch, or what a sample has instead.
+def generate(
+    model: MMScaleModel,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    beams: int = 1,
+    prompts: Sequence[Sequence[int]] | None = None,
+    sampling: Sampling | None = None,
+    texts: Trie | None = None,
+) -> list[list[int]]:
+    """Write a text to each image of a batch, or to what a sample has instead.
+
+    Under ZeRO 3 all ranks call, and compute equally many tokens, whatever their batches hold.
 
     Args:
         model: the model; it is put into evaluation mode while decoding.
         batch: its images are used, nothing else.
-        max_new_tokens: longest caption in tokens.
+        max_new_tokens: longest text in tokens, its prompt not counted.
         beams: hypotheses an image; 1 is greedy.
+        prompts: of each image the ids that its text starts with after the begin token, of any lengths; None for none.
+        sampling: draw tokens instead of taking the likeliest; with one beam.
+        texts: what may be written; None for anything.
 
     Returns:
-        A list of token ids an image, in the order of the images, without the begin and end tokens.
+        A list of token ids an image, in the order of the images, without the prompt and without the begin and end tokens.
 
     Raises:
-        ConfigError: the model was trained with a tokenizer that has no begin or no end token, or its captions see their future.
+        ConfigError: the model was trained with a tokenizer that has no begin or no end token, or its captions see their future; beams and
+            sampling together; prompts and texts that are longer than the model's texts.
     """
+    begin, end = _check(model, beams, sampling)
+    sharded = _is_sharded(model)
+    if not len(batch.perception_rows_N) and not sharded:
+        return []
+    room = model.config.max_text_tokens - 1
+    prompted = Prompts.of([()] * len(batch.perception_rows_N) if prompts is None else prompts, batch.positions_M.device)
+    most_N = (room - prompted.length_N).clamp(max=max_new_tokens)
+    least = 1 if texts is None else texts.longest
+    if bool((room - prompted.length_N < least).any()):
+        raise ConfigError(
+            f"The longest prompt has {int(prompted.length_N.max())} tokens and what follows needs {least}; the model's texts have at most "
+            f"{room} after the begin token. Shorten the prompts, or train with a larger model.max_text_tokens."
+        )
+    if texts is not None:  # a limit must not cut an answer
+        most_N = most_N.clamp(min=least)
+    longest = room if sharded else int((prompted.length_N + most_N).max())
+    begin_N = torch.full_like(batch.perception_rows_N, begin)
+    training = model.training
+    model.eval()
+    try:
+        decoder = CachedDecoder(model, batch, beams=beams, longest=longest)
+        return search(
+            decoder.step,
+            begin_N,
+            end,
+            longest,
+            beams,
+            prompts=prompted,
+            most_N=most_N,
+            sampling=sampling,
+            draws_NT=None if sampling is None else sampling.draws(batch.positions_M[batch.perception_rows_N], room),
+            texts=texts,
+            go_on=_any_rank if sharded else bool,
+        )
+    finally:
+        model.train(training)
+
+
+def _check(model: MMScaleModel, beams: int, sampling: Sampling | None) -> tuple[int, int]:
+    """Ids of the begin and end tokens."""
     if model.config.text_tower.captions == "bidirectional":
         raise ConfigError(
             "The model cannot generate captions: with `model.text.captions=bidirectional` a token sees what comes after it. "
@@ -164,52 +218,20 @@ def generate(model: MMScaleModel, batch: Batch, *, max_new_tokens: int, beams: i
             "The model's tokenizer has no begin or no end token, which generating captions needs: `bos_token_id` and `eos_token_id` "
             f"of its config.json are {begin} and {end}. Train with a tokenizer that has both."
         )
-    if not len(batch.perception_rows_N):
-        return []
-    training = model.training
-    model.eval()
-    try:
-        longest = min(max_new_tokens, model.config.max_text_tokens - 1)
-        decoder = CachedDecoder(model, batch, beams=beams, longest=longest)
-        return beam_search(decoder.step, torch.full_like(batch.perception_rows_N, begin), end, longest, beams)
-    finally:
-        model.train(training)
+    if sampling is not None and beams > 1:
+        raise ConfigError(f"`temperature` draws tokens, `beams` = {beams} looks for the likeliest ones. Set beams=1, or temperature=0.")
+    return begin, end
 
 
-def beam_search(step: Step, begin_N: Tensor, end: int, longest: int, beams: int) -> list[list[int]]:
-    """Keep the `beams` likeliest hypotheses an image; at the end take the best log-probability a token.
+def _is_sharded(model: MMScaleModel) -> bool:
+    """Whether ZeRO 3 leaves a rank a share of each weight: then every layer must be called equally often on all ranks."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return several and any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
-    Args:
-        step: log-probabilities of the next token.
-        begin_N: first token of each image's caption.
-        end: token that ends a caption.
-        longest: tokens a caption may have.
-        beams: hypotheses an image; 1 is greedy.
-    """
-    n, device = len(begin_N), begin_N.device
-    base_N1 = torch.arange(n, device=device)[:, None] * beams
-    last_B = begin_N.repeat_interleave(beams)
-    origin_B = torch.arange(n * beams, device=device)
-    score_NB = torch.full((n, beams), float("-inf"), device=device)
-    score_NB[:, 0] = 0.0  # all hypotheses of an image start equal: only one of them may branch first
-    done_NB = torch.zeros(n, beams, dtype=torch.bool, device=device)
-    size_NB = torch.zeros(n, beams, dtype=torch.int64, device=device)
-    tokens_NBT = begin_N.new_full((n, beams, longest), end)
-    for t in range(longest):
-        next_NBV = step(last_B, origin_B).view(n, beams, -1)
-        stay = torch.full_like(next_NBV, float("-inf"))
-        stay[..., end] = 0.0
-        total = score_NB[..., None] + torch.where(done_NB[..., None], stay, next_NBV)
-        score_NB, flat = total.flatten(1).topk(beams, dim=1)
-        parent, token = flat // next_NBV.shape[-1], flat % next_NBV.shape[-1]
-        tokens_NBT = tokens_NBT.gather(1, parent[..., None].expand(-1, -1, longest))
-        tokens_NBT[..., t] = token
-        was_done = done_NB.gather(1, parent)
-        size_NB = size_NB.gather(1, parent) + (~was_done).long()
-        done_NB = was_done | (token == end)
-        origin_B, last_B = (base_N1 + parent).flatten(), token.flatten()
-        if bool(done_NB.all()):
-            break
-    best_N1 = (score_NB / size_NB.clamp(min=1)).argmax(1, keepdim=True)
-    chosen = tokens_NBT.gather(1, best_N1[..., None].expand(-1, -1, longest)).squeeze(1).tolist()
-    return [ids[: ids.index(end)] if end in ids else ids for ids in chosen]
+
+def _any_rank(more: bool) -> bool:
+    """Whether some rank has more to write (all ranks call)."""
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flag = torch.tensor([more], dtype=torch.int32, device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())

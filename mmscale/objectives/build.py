@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from mmscale.config import RunConfig
+from mmscale.data.targets import Facts
 from mmscale.objectives.base import Objective
 from mmscale.objectives.captioning import Captioning
+from mmscale.objectives.classify import Classify
 from mmscale.objectives.contrastive import Contrastive
 from mmscale.objectives.masked_image import MaskedImage
 from mmscale.objectives.masked_language import MaskedLanguage
@@ -14,10 +16,14 @@ from mmscale.objectives.matching import Matching
 from mmscale.tasks.kinds import kind_of
 
 
-def build_objectives(config: RunConfig) -> list[Objective]:
+def build_objectives(config: RunConfig, facts: Facts | None = None) -> list[Objective]:
     """The pretraining objectives of positive weight, then the task's.
 
     A task whose objective is among those already keeps the one of `objectives`, with the task's weight added.
+
+    Args:
+        config: the stage.
+        facts: what the task took from its training shards; classification takes the labels' weights from it.
     """
     o = config.objectives
     built: list[Objective] = [
@@ -29,6 +35,8 @@ def build_objectives(config: RunConfig) -> list[Objective]:
     ]
     if config.task is not None:
         added = kind_of(config.task.name).objective(config.task)
+        if facts is not None and facts.weights is not None and isinstance(added, Classify):
+            added = dataclasses.replace(added, class_weights=facts.weights)
         built = [_sum(objective, added) for objective in built]
         if added.name not in {objective.name for objective in built}:
             built.append(added)

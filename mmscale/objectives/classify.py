@@ -22,6 +22,8 @@ class Classify:
     weight: float
     head: str = "label"
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    """Factor of each class in the loss; they should have a mean of 1 over samples, by whose number the sum is divided."""
     name: str = "classify"
 
     def wants(self) -> dict[str, Any]:
@@ -38,7 +40,8 @@ class Classify:
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
         """Sum over labelled samples."""
         logits_MC, labels_M = state.class_logits_MC[self.head], batch.targets[self.head]
-        loss = F.cross_entropy(logits_MC, labels_M, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum")
+        weight_C = None if self.class_weights is None else logits_MC.new_tensor(self.class_weights)
+        loss = F.cross_entropy(logits_MC, labels_M, weight_C, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum")
         labelled = labels_M != IGNORE
         hits = (logits_MC.detach().argmax(1) == labels_M) & labelled
         return Term(loss, {"accuracy": (hits.sum().float(), labelled.sum().float())})

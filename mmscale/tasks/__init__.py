@@ -46,12 +46,12 @@ def head_sizes(config: RunConfig, facts: Facts | None) -> Mapping[str, int]:
 
 
 def study(config: RunConfig, dataset: ShardDataset) -> Facts | None:
-    """Take from the training shards what the stage's task needs to know of them; None for a task without a head.
+    """Take from the training shards what the stage's task needs to know of them; None for a task that needs to know nothing.
 
     Raises:
         ConfigError: the task needs a field and none is named, no sample has it, or there is nothing to learn in it.
     """
     kind = kind_of_stage(config)
-    if kind is None or kind.head is None:
+    if kind is None or (kind.head is None and kind.study is None):
         return None
     return Facts() if kind.study is None else kind.study(config, dataset)

@@ -1,4 +1,4 @@
-"""Captioning: greedy or beam decoding, scored by exact match, chrF and BLEU (sacrebleu)."""
+"""Captioning: greedy, beam or sampled decoding, scored by exact match, chrF and BLEU (sacrebleu)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from mmscale.data.batch import Batch
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
-from mmscale.model.generate import generate
 from mmscale.objectives.captioning import Captioning as CaptioningObjective
 from mmscale.tasks.fields import caption_field
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
+from mmscale.tasks.writing import Writing
 
 
 class Captioning:
@@ -21,24 +21,23 @@ class Captioning:
 
     Args:
         caption: field of the references; all captions of a sample are references.
-        beams: hypotheses an image; 1 is greedy.
+        writing: how.
     """
 
     name = "captioning"
     main_metric = "exact_match"
 
-    def __init__(self, caption: str, beams: int = 1) -> None:
+    def __init__(self, caption: str, writing: Writing | None = None) -> None:
         self.caption = caption
-        self.beams = beams
+        self.writing = writing or Writing()
 
     def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
         """Generate for each sample that has an image and a reference."""
-        captions = generate(model, batch, max_new_tokens=model.config.max_text_tokens - 1, beams=self.beams)
         records: list[Record] = []
-        for row, ids in zip(batch.perception_rows_N.tolist(), captions, strict=True):
+        for row, text in self.writing.write(model, batch, tokenizer).items():
             references = [normalise(c, tokenizer) for c in texts_of(batch.fields[row], self.caption)]
             if references:
-                records.append(record_of(batch, row, references=references, prediction=normalise(tokenizer.decode(ids), tokenizer)))
+                records.append(record_of(batch, row, references=references, prediction=normalise(text, tokenizer)))
         return records
 
     def score(self, records: Sequence[Record]) -> Metrics:
@@ -73,7 +72,7 @@ def normalise(text: str, tokenizer: TextTokenizer) -> str:
 
 KIND = TaskKind(
     name="captioning",
-    build=lambda config: Captioning(caption_field(config), config.task.beams if config.task else 1),
+    build=lambda config: Captioning(caption_field(config), Writing.of(config)),
     objective=lambda task: CaptioningObjective(weight=task.weight),
     caption=True,
     writes=True,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmscale.config import RunConfig
 from mmscale.data.batch import Batch
 from mmscale.data.dataset import ShardDataset
-from mmscale.data.labels import label_of, label_vocabulary
+from mmscale.data.labels import label_counts, label_of, label_vocabulary
 from mmscale.data.targets import Facts, LabelTarget
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
@@ -149,6 +149,8 @@ def expected_calibration_error(confidence_N: NDArray[np.float64], right_N: NDArr
 def study_labels(config: RunConfig, dataset: ShardDataset) -> Facts:
     """Take the label vocabulary from `data.labels`, or read it from the training shards."""
     field = target_field(config)
+    if config.task is not None and config.task.class_weights == "balanced":
+        return _balanced(config, dataset, field)
     if config.data.labels:
         return Facts(labels=tuple(config.data.labels))
     labels = label_vocabulary(dataset.reader, field)
@@ -157,6 +159,18 @@ def study_labels(config: RunConfig, dataset: ShardDataset) -> Facts:
             f"`data.label`: all samples of {config.data.shards!r} have the same {field}, {labels[0]!r}; two labels are needed."
         )
     return Facts(labels=tuple(labels))
+
+
+def _balanced(config: RunConfig, dataset: ShardDataset, field: str) -> Facts:
+    """Labels with the weights that make each count alike. Source: King and Zeng 2001, as in scikit-learn's `class_weight="balanced"`."""
+    counts = label_counts(dataset.reader, field)
+    labels = list(config.data.labels or sorted(counts))
+    missing = [label for label in labels if not counts[label]]
+    if missing or len(labels) < 2:
+        why = f"no sample of {config.data.shards!r} has the label {missing[0]!r}" if missing else f"{field} has fewer than two labels"
+        raise ConfigError(f"`task.class_weights=balanced` weighs labels by their samples, and {why}. Mend `data.labels`, or set none.")
+    total = sum(counts[label] for label in labels)
+    return Facts(labels=tuple(labels), weights=tuple(total / (len(labels) * counts[label]) for label in labels))
 
 
 def classes_of(config: RunConfig, facts: Facts) -> dict[str, int]:
@@ -179,12 +193,12 @@ def draw_labels(records: Sequence[Record], dataset: ShardDataset, config: RunCon
     draw_examples(records, dataset, out / "examples.png", text=config.data.text)
 
 
-def label_kind(name: str) -> TaskKind:
+def label_kind(name: str, task: type[Classification] = Classification) -> TaskKind:
     """A task of the `label` head."""
     return TaskKind(
         name=name,
-        build=lambda config: Classification(name, target_field(config)),
-        objective=lambda task: Classify(weight=task.weight, label_smoothing=task.label_smoothing),
+        build=lambda config: task(name, target_field(config)),
+        objective=lambda settings: Classify(weight=settings.weight, label_smoothing=settings.label_smoothing),
         text=True,
         head="label",
         outputs=lambda facts: len(facts.labels or ()),

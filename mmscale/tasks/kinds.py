@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmscale.data.dataset import ShardDataset
     from mmscale.data.targets import Facts, Target
     from mmscale.objectives.base import Objective
+    from mmscale.tasks.rerank import Look
     from mmscale.tasks.task import Record, Task
 
 
@@ -44,6 +45,8 @@ class TaskKind:
     """What is taken from the training shards before the first step, on rank 0 for all."""
     target: Callable[[RunConfig, Facts], Target] | None = None
     """What goes into `Batch.targets`, under the head's name."""
+    refine: Callable[[Look, list[Record]], list[Record]] | None = None
+    """A second look of the model at all records together, which rank 0 has; all ranks call."""
     draw: Callable[[Sequence[Record], ShardDataset, RunConfig, Path], None] | None = None
     """Draws pictures of an evaluation into a folder."""
 

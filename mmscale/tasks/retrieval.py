@@ -1,93 +1,101 @@
-"""Image-text retrieval by the contrastive embeddings: R@1, R@5 and R@10 both ways.
+"""Image-text retrieval by the contrastive embeddings, re-ranked by matching where it is asked for: R@1, R@5 and R@10 both ways.
 
-Shape letters: N records, Q queries, C candidates, E embedding size.
+Shape letters: N records, T texts, Q queries, E embedding size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from mmscale.config import RunConfig
-from mmscale.data.batch import Batch
+from mmscale.data.batch import IGNORE, Batch, TextStream
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.contrastive import Contrastive
 from mmscale.tasks.fields import caption_field
+from mmscale.tasks.gallery import DIRECTIONS, Gallery
 from mmscale.tasks.kinds import TaskKind
+from mmscale.tasks.rerank import rerank
 from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
 
 AT = (1, 5, 10)
-_QUERIES_AT_ONCE = 1024
-"""Queries whose similarities to all candidates are held at once."""
 
 
 class Retrieval:
-    """Ranks all texts for each image and all images for each text; candidates with an equal caption are equally right.
+    """Ranks all texts for each image and all images for each text.
+
+    All captions of a sample are texts, as in COCO's and Flickr30k's protocol; a text is right for an image that has an equal caption.
 
     Args:
-        caption: field of the text; of several captions of a sample the first one counts.
+        caption: field of the texts.
+        max_text_tokens: longest text in tokens.
+        pad: tokens that texts are filled up to.
     """
 
     name = "retrieval"
     main_metric = "image_to_text_r1"
 
-    def __init__(self, caption: str) -> None:
+    def __init__(self, caption: str, max_text_tokens: int = 64, pad: int = 0) -> None:
         self.caption = caption
+        self.max_text_tokens = max_text_tokens
+        self.pad = pad
 
     def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
-        """Embed the samples that have an image and a text."""
-        images_NE, texts_SE = model.embed_images(batch).float().cpu(), model.embed_captions(batch).float().cpu()
+        """Embed the samples that have an image and a text.
+
+        A record has `caption` and `text` (E,), those of its first caption, and of others `captions` and `texts` (T, E).
+        """
+        images_NE = model.embed_images(batch).float().cpu().numpy()
+        texts = [texts_of(fields, self.caption) for fields in batch.fields]
+        flat = [text for found in texts for text in found]
+        ids = [tokenizer.encode(text, self.max_text_tokens) for text in flat]
+        filled = [found + [tokenizer.pad] * (self.pad - len(found)) for found in ids]
+        embedded_TE = model.embed_captions(replace(batch, caption=_stream(filled, batch.positions_M.device))).float().cpu().numpy()
         image_of = {int(row): i for i, row in enumerate(batch.perception_rows_N)}
-        return [
-            record_of(
-                batch,
-                row,
-                caption=texts_of(batch.fields[row], self.caption)[0],
-                image=images_NE[image_of[row]].numpy(),
-                text=texts_SE[index].numpy(),
-            )
-            for index, row in enumerate(batch.caption.rows_S.tolist())
-            if row in image_of
-        ]
+        records, end = [], 0
+        for row, found in enumerate(texts):
+            start, end = end, end + len(found)
+            if not found or row not in image_of:
+                continue
+            record = record_of(batch, row, caption=found[0], image=images_NE[image_of[row]], text=embedded_TE[start])
+            if len(found) > 1:
+                record |= {"captions": found[1:], "texts": embedded_TE[start + 1 : end]}
+            records.append(record)
+        return records
 
     def score(self, records: Sequence[Record]) -> Metrics:
-        """R@k both ways over all records as candidates."""
-        images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
-        _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
+        """R@k both ways, all records' images and texts as candidates; of the contrastive order besides where re-ranking changed it."""
+        gallery = Gallery.of(records)
         scores: dict[str, float | None] = {"candidates": float(len(records))}
-        for direction, queries, candidates in (("image_to_text", images_NE, texts_NE), ("text_to_image", texts_NE, images_NE)):
-            rank_N = ranks(queries, candidates, group_N)
-            scores |= {f"{direction}_r{k}": float((rank_N < k).mean()) for k in AT}
-        return scores
+        contrastive: dict[str, float | None] = {}
+        for direction in DIRECTIONS:
+            rank_Q = gallery.ranks(direction)
+            if "image_to_text" in records[0]:
+                contrastive |= {f"contrastive_{direction}_r{k}": float((rank_Q < k).mean()) for k in AT}
+                rank_Q = gallery.reranked(direction, records, rank_Q)
+            scores |= {f"{direction}_r{k}": float((rank_Q < k).mean()) for k in AT}
+        return scores | contrastive
 
     def resampler(self, records: Sequence[Record]) -> Resampler:
         """R@1 of image to text, of resampled queries among the same candidates."""
-        images_NE, texts_NE = np.stack([r["image"] for r in records]), np.stack([r["text"] for r in records])
-        _, group_N = np.unique([r["caption"] for r in records], return_inverse=True)
-        return mean_of_resamples(ranks(images_NE, texts_NE, group_N) < 1)
+        gallery = Gallery.of(records)
+        rank_N = gallery.ranks("image_to_text")
+        if "image_to_text" in records[0]:
+            rank_N = gallery.reranked("image_to_text", records, rank_N)
+        return mean_of_resamples(rank_N < 1)
 
 
-def ranks(queries_NE: NDArray[np.float32], candidates_NE: NDArray[np.float32], group_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank, from 0, of the best right candidate of each query; a candidate is right whose group is the query's."""
-    parts = []
-    for start in range(0, len(queries_NE), _QUERIES_AT_ONCE):
-        some = slice(start, start + _QUERIES_AT_ONCE)
-        parts.append(first_right_rank(queries_NE[some] @ candidates_NE.T, group_N[some, None] == group_N))
-    return np.concatenate(parts)
-
-
-def first_right_rank(similarity_QC: NDArray[Any], right_QC: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Rank, from 0, of each query's best right candidate; a wrong one that ties with it, or is NaN, ranks before it."""
-    best_Q1 = np.where(right_QC, similarity_QC, -np.inf).max(axis=1, keepdims=True)
-    before_QC: NDArray[np.bool_] = ~(similarity_QC < best_Q1) & ~right_QC
-    rank_Q: NDArray[np.int64] = np.count_nonzero(before_QC, axis=1)
-    return rank_Q
+def _stream(ids: Sequence[Sequence[int]], device: torch.device) -> TextStream:
+    """Texts alone, a row each."""
+    flat = torch.tensor([token for found in ids for token in found], dtype=torch.int64, device=device)
+    lengths = torch.tensor([0, *map(len, ids)], device=device)
+    rows = torch.arange(len(ids), device=device)
+    return TextStream(flat, lengths.cumsum(0).int(), rows, torch.full_like(flat, IGNORE), torch.zeros_like(rows, dtype=torch.bool))
 
 
 def _draw(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, out: Path) -> None:
@@ -98,8 +106,9 @@ def _draw(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, o
 
 KIND = TaskKind(
     name="retrieval",
-    build=lambda config: Retrieval(caption_field(config)),
+    build=lambda config: Retrieval(caption_field(config), config.data.max_text_tokens, config.data.pad_captions),
     objective=lambda task: Contrastive(weight=task.weight),
     caption=True,
+    refine=rerank,
     draw=_draw,
 )

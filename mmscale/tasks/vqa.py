@@ -2,6 +2,52 @@
 
 from __future__ import annotations
 
-from mmscale.tasks.classification import label_kind
+from collections import defaultdict
+from collections.abc import Sequence
 
-KIND = label_kind("vqa")
+from mmscale.data.batch import Batch
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.model import MMScaleModel
+from mmscale.tasks.classification import Classification, label_kind
+from mmscale.tasks.task import Metrics, Record
+from shards.answers import answer_accuracy
+
+
+class Vqa(Classification):
+    """Where samples have the answers of several people, as in VQA v2, the most common one is the label and all of them score."""
+
+    def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
+        """As `Classification`; records have `answers`, and `answer_type` where the samples do."""
+        fields = dict(zip(batch.positions_M.tolist(), batch.fields, strict=True))
+        records = super().predict(model, batch, tokenizer)
+        for record in records:
+            found = fields[record["position"]]
+            if isinstance(found.get(self.label), list):
+                record |= answers_of(found, self.label)
+        return records
+
+    def score(self, records: Sequence[Record]) -> Metrics:
+        """As `Classification`, and the VQA accuracy where people's answers are known."""
+        return {**super().score(records), **(vqa_accuracy(records) if all("answers" in r for r in records) else {})}
+
+
+def answers_of(fields: dict[str, object], name: str) -> Record:
+    """What a sample's json says of its answers: `answers`, texts, and `answer_type` where it is there."""
+    value = fields.get(name)
+    given = value if isinstance(value, list) else [value]
+    kind = {"answer_type": str(fields["answer_type"])} if "answer_type" in fields else {}
+    return {"answers": [str(answer) for answer in given if isinstance(answer, (str, int, float))], **kind}
+
+
+def vqa_accuracy(records: Sequence[Record]) -> dict[str, float]:
+    """The official accuracy (`shards.answers.answer_accuracy`) over all records, and over those of each `answer_type`."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        value = answer_accuracy(record["prediction"], record["answers"])
+        by_kind["vqa_accuracy"].append(value)
+        if "answer_type" in record:
+            by_kind[f"vqa_accuracy_{record['answer_type'].replace('/', '_')}"].append(value)
+    return {name: sum(values) / len(values) for name, values in sorted(by_kind.items())}
+
+
+KIND = label_kind("vqa", Vqa)

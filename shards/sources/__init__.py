@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shards.config import WriteConfig
+from shards.sources.coco import CocoSource
+from shards.sources.esc50 import Esc50Source
 from shards.sources.folder import FolderSource
 from shards.sources.glyphs import GlyphSource
+from shards.sources.karpathy import KarpathySource
+from shards.sources.nlvr import NlvrSource
 from shards.sources.record import Source
 from shards.sources.table import TableSource
+from shards.sources.vqa import VqaSource
 from shards.sources.webdataset import WebDatasetSource
 
 
@@ -18,8 +25,14 @@ def make_source(config: WriteConfig) -> Source:
     """
     if config.source == "glyphs":
         return GlyphSource(config.glyphs)
-    if config.source == "folder":
-        return FolderSource(config)
-    if config.source == "table":
-        return TableSource(config)
-    return WebDatasetSource(config)
+    kinds: dict[str, Callable[[WriteConfig], Source]] = {
+        "folder": FolderSource,
+        "table": TableSource,
+        "webdataset": WebDatasetSource,
+        "coco": CocoSource,
+        "karpathy": KarpathySource,
+        "vqa": VqaSource,
+        "nlvr": NlvrSource,
+        "esc50": Esc50Source,
+    }
+    return kinds[config.source](config)

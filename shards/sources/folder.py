@@ -1,10 +1,14 @@
-"""A folder of images, audio and video, each with a `.txt` (its caption) and/or a `.json` (fields, captions) of the same name beside it."""
+"""A folder of images, audio and video, each with a `.txt` (its caption) and/or a `.json` (fields, captions) of the same name beside it.
+
+What the paths say becomes fields where it is asked for: the class of an ImageFolder, the fold of a recording.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +21,7 @@ from shards.sources.record import RawSample, Record, read_file, refuse_shared_ke
 
 IMAGE_FILES = frozenset(IMAGE_EXTENSIONS) | {"jfif", "avif", "jp2", "ico", "tga"}
 AUDIO_FILES = frozenset({"flac", "wav", "mp3", "ogg"})
-VIDEO_FILES = frozenset({"mp4", "webm", "mkv", "mov"})
+VIDEO_FILES = frozenset({"mp4", "webm", "mkv", "mov", "avi"})
 KINDS = {
     **dict.fromkeys(IMAGE_FILES, "image"),
     **dict.fromkeys(AUDIO_FILES, "audio"),
@@ -35,6 +39,7 @@ class FolderSource:
         self._root = Path(config.path or "")
         self._config = config
         self._image = config.image
+        self._pattern = None if config.folder.pattern is None else re.compile(config.folder.pattern)
 
     def records(self) -> list[Record]:
         """List the images, audio and video, and the texts that have none of them, by path.
@@ -43,10 +48,19 @@ class FolderSource:
         """
         if not self._root.is_dir():
             raise SourceError(f"There is no folder at {str(self._root)!r}. Give the `path` of an existing folder.")
-        records = refuse_shared_keys(sorted(self._walk(), key=lambda record: record.where))
-        if not records:
+        found = sorted(self._walk(), key=lambda record: record.where)
+        if not found:
             raise SourceError(f"The folder {str(self._root)!r} holds no image, audio, video or text. Give another `path`.")
-        return records
+        if self._pattern is not None:
+            pattern = self._pattern
+            matching = [record for record in found if pattern.fullmatch(record.where)]
+            if not matching:
+                raise SourceError(
+                    f"`folder.pattern` {pattern.pattern!r} matches none of the {len(found)} paths in {str(self._root)!r}, such as "
+                    f"{found[0].where!r}. It must match the whole path below the folder."
+                )
+            found = matching
+        return refuse_shared_keys(found if self._config.folder.listed is None else _listed(found, Path(self._config.folder.listed)))
 
     def load(self, record: Record) -> RawSample:
         """Read an image and its texts."""
@@ -61,7 +75,18 @@ class FolderSource:
         image, audio, video = (
             read_file(record.key, f"{self._root}/{name}", limit) if name else None for name, limit in zip(media_files, limits, strict=True)
         )
-        return RawSample(image=image, audio=audio, video=video, captions=captions, fields=fields)
+        return RawSample(image=image, audio=audio, video=video, captions=captions, fields=fields | self._said_by(record))
+
+    def _said_by(self, record: Record) -> dict[str, str]:
+        """Fields that the path of a sample gives."""
+        said: dict[str, str] = {}
+        if self._config.folder.label is not None:
+            label, _, name = record.where.partition("/")
+            if not name:
+                raise SampleError(record.key, "no_label", "The file lies in no folder, whose name `folder.label` takes for its class.")
+            said[self._config.folder.label] = label
+        match = self._pattern.fullmatch(record.where) if self._pattern is not None else None
+        return said if match is None else said | {name: text for name, text in match.groupdict().items() if text is not None}
 
     def _captions(self, text: bytes) -> Sequence[bytes]:
         if not self._config.caption.one_a_line or text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -137,6 +162,27 @@ class FolderSource:
         if not target.is_relative_to(root):
             return "outside_folder", f"{file} is a link out of the folder."
         return target.stat().st_size
+
+
+def _listed(found: Sequence[Record], path: Path) -> list[Record]:
+    """Keep the records that a list names; a line that names none is a missing file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise SourceError(f"`folder.listed`: {str(path)!r} cannot be read as UTF-8 text: {e}. Give a file of paths, a line each.") from e
+    by_name = {name: record for record in found for name in (record.where.rpartition(".")[0], record.where)}
+    kept: dict[str, Record] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        record = by_name.get(name) or by_name.get(name.rsplit(maxsplit=1)[0] if name else "")
+        if record is not None:
+            kept[record.where] = record
+        elif name:
+            where = f"{path.name}:{number}"
+            kept[where] = Record(safe_key(name), where, None, ("missing_file", f"The folder holds no {name!r}."))
+    if all(record.problem is not None for record in kept.values()):
+        raise SourceError(f"`folder.listed`: no line of {str(path)!r} names a file of the folder, such as {found[0].where!r}. Check both.")
+    return list(kept.values())
 
 
 def parse_fields(key: str, data: bytes) -> dict[str, Any]:

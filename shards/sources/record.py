@@ -51,6 +51,8 @@ class RawSample:
     """One sample as the source holds it, nothing checked or cleaned."""
 
     image: bytes | None = None
+    pictures: Sequence[bytes] = ()
+    """Several images of one sample, in their order, instead of `image`."""
     audio: bytes | None = None
     video: bytes | None = None
     captions: Sequence[str | bytes] = ()

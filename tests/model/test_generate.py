@@ -9,7 +9,8 @@ import torch
 
 from mmscale.data.batch import IGNORE, Batch
 from mmscale.model import MMScaleModel
-from mmscale.model.generate import beam_search, generate
+from mmscale.model.generate import generate
+from mmscale.model.search import search
 from mmscale.model.sequences import Wanted, arrange, entries, readout
 from shards.errors import ConfigError
 from tests.model.tiny import BEGIN, END, Row, causal_stream, make_batch, random_rows, tiny_model
@@ -56,7 +57,7 @@ def test_cached_decoding_equals_the_uncached_forward(beams: int, layers: tuple[i
     batch = make_batch([*random_rows(3), Row(image=False), Row(caption=None, text=None)])
     got = generate(model, batch, max_new_tokens=8, beams=beams)
     with torch.no_grad():
-        expected = beam_search(UncachedDecoder(model, batch, beams).step, torch.full((4,), BEGIN), END, 8, beams)
+        expected = search(UncachedDecoder(model, batch, beams).step, torch.full((4,), BEGIN), END, 8, beams)
     assert got == expected
     assert len(got) == 4
     assert any(len(ids) for ids in got)
@@ -68,8 +69,8 @@ def test_more_beams_find_a_likelier_caption_than_greedy() -> None:
     def step(ids: torch.Tensor, origin: torch.Tensor) -> torch.Tensor:
         return table[ids]
 
-    assert beam_search(step, torch.tensor([0]), end=3, longest=2, beams=1) == [[1, 0]]
-    assert beam_search(step, torch.tensor([0]), end=3, longest=2, beams=2) == [[2]]
+    assert search(step, torch.tensor([0]), end=3, longest=2, beams=1) == [[1, 0]]
+    assert search(step, torch.tensor([0]), end=3, longest=2, beams=2) == [[2]]
 
 
 def test_a_caption_ends_at_the_longest_length_and_no_image_gives_none() -> None:

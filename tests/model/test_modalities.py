@@ -15,8 +15,9 @@ from mmscale.flops import forward_flops
 from mmscale.model import MMScaleModel, attention, packed
 from mmscale.model.attention import varlen_plan
 from mmscale.model.embeddings import resize_positions
-from mmscale.model.generate import beam_search, generate
+from mmscale.model.generate import generate
 from mmscale.model.positions import rotation, stretched
+from mmscale.model.search import search
 from mmscale.model.sequences import Wanted
 from tests.model.checkpoints import started, vit
 from tests.model.streams import GRIDS, MODALITIES, NATIVE, ROWS, WORDS, one, stream, stream_batch
@@ -211,7 +212,7 @@ def test_cached_decoding_equals_the_full_forward(kind: str, positions: str, beam
     decoder = Uncached.__new__(Uncached)
     decoder.model, decoder.batch, decoder.beams, decoder.past = model, batch, beams, [[] for _ in range(3 * beams)]
     with torch.no_grad():
-        expected = beam_search(decoder.step, torch.full((3,), BEGIN), END, 6, beams)
+        expected = search(decoder.step, torch.full((3,), BEGIN), END, 6, beams)
     assert got == expected
     assert any(len(ids) for ids in got)
 

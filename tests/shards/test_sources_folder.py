@@ -5,7 +5,7 @@ import pytest
 
 from shards import configfile
 from shards.config import WriteConfig
-from shards.errors import SampleError, SourceError
+from shards.errors import ConfigError, SampleError, SourceError
 from shards.sources.folder import FolderSource
 from shards.sources.record import MAX_KEY_BYTES, Record, read_file, refuse_shared_keys, safe_key
 from tests.shards.pictures import encoded, gradient, photo_folder
@@ -138,3 +138,52 @@ def test_shared_keys_among_refused_records() -> None:
     bad = Record("a", "1", None, ("missing_file", "x"))
     good = Record("a", "2")
     assert refuse_shared_keys([bad, good]) == [bad, good]
+
+
+def class_folder(root: Path) -> Path:
+    for name in ("001 - Dog bark/1-30226-A.jpg", "001 - Dog bark/5-20.jpg", "002 - Rain/1-17367-A.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encoded(gradient()))
+    return root
+
+
+def fields_of(folder: Path, *words: str) -> dict[str, dict[str, str]]:
+    source = source_of(folder, *words)
+    return {record.where: dict(source.load(record).fields) for record in source.records()}
+
+
+def test_the_folder_is_the_class(tmp_path: Path) -> None:
+    found = fields_of(class_folder(tmp_path), "folder.label=label")
+    assert [fields["label"] for fields in found.values()] == ["001 - Dog bark", "001 - Dog bark", "002 - Rain"]
+    (tmp_path / "stray.jpg").write_bytes(encoded(gradient()))
+    with pytest.raises(SampleError, match=r"^stray: no_label: The file lies in no folder"):
+        fields_of(tmp_path, "folder.label=label")
+
+
+def test_named_groups_of_a_pattern_are_fields(tmp_path: Path) -> None:
+    words = r"folder.pattern='\d+ - (?P<label>[^/]+)/(?P<fold>\d)-.*-A\.jpg'"
+    assert fields_of(class_folder(tmp_path), words) == {
+        "001 - Dog bark/1-30226-A.jpg": {"label": "Dog bark", "fold": "1"},
+        "002 - Rain/1-17367-A.jpg": {"label": "Rain", "fold": "1"},
+    }
+    with pytest.raises(
+        SourceError, match=r"`folder.pattern` 'x' matches none of the 3 paths in .*, such as '001 - Dog bark/1-30226-A.jpg'\."
+    ):
+        source_of(tmp_path, "folder.pattern=x").records()
+    with pytest.raises(ConfigError, match=r"`folder.pattern` is no regular expression: .*; got '\('\."):
+        configfile.load(WriteConfig, None, ["source=folder", "path=x", "out=y", "folder.pattern='('"]).check()
+
+
+def test_a_published_list_of_files(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "in")
+    listing = tmp_path / "trainlist01.txt"
+    listing.write_text("002 - Rain/1-17367-A.jpg 2\n\n001 - Dog bark/5-20\n003 - Sea/1.jpg\n")
+    records = source_of(folder, f"folder.listed={listing}").records()
+    assert [(r.where, r.problem) for r in records] == [
+        ("002 - Rain/1-17367-A.jpg", None),
+        ("001 - Dog bark/5-20.jpg", None),
+        ("trainlist01.txt:4", ("missing_file", "The folder holds no '003 - Sea/1.jpg'.")),
+    ]
+    listing.write_text("elsewhere/1.jpg\n")
+    with pytest.raises(SourceError, match=r"`folder.listed`: no line of .* names a file of the folder, such as"):
+        source_of(folder, f"folder.listed={listing}").records()

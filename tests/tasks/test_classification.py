@@ -4,12 +4,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mmscale.data.dataset import ShardDataset
+from mmscale.data.targets import Facts
+from mmscale.model.sequences import Wanted
+from mmscale.objectives.build import build_objectives
+from mmscale.objectives.classify import Classify
 from mmscale.tasks import Record, build_task, study
 from mmscale.tasks.classification import Classification, expected_calibration_error
 from mmscale.tasks.interval import score_records
 from shards.errors import ConfigError, DataError
 from tests.data.tiny import WORDS, image_bytes, mixed, write
+from tests.model.tiny import Row, make_batch, random_rows, tiny_model
 from tests.tasks.predicting import predict, stage
 
 LABELS = sorted(WORDS[:3])
@@ -129,8 +136,6 @@ def test_a_label_outside_the_vocabulary_is_wrong_and_a_missing_one_is_no_sample(
 
 
 def test_the_label_vocabulary_is_read_or_given(tmp_path: Path) -> None:
-    from mmscale.data.dataset import ShardDataset
-
     shards = write(tmp_path / "pairs")
     dataset = ShardDataset(shards)
 
@@ -156,3 +161,37 @@ def test_a_task_whose_field_is_not_named() -> None:
         build_task(stage(Path("x"), task={"name": "classification"}))
     with pytest.raises(ConfigError, match=r"^`data.caption` must name the json field that holds the text of the task; it is null\.$"):
         build_task(stage(Path("x"), task={"name": "captioning"}, data={"caption": None}))
+
+
+def rare(index: int) -> dict[str, bytes]:
+    """Three reds to a blue."""
+    return {"jpg": image_bytes(index), "json": json.dumps({"answer": "blue" if index % 4 == 0 else "red"}).encode()}
+
+
+def test_balanced_weights_make_labels_count_alike(tmp_path: Path) -> None:
+    shards = write(tmp_path / "shards", rare, (20,))
+    config = stage(shards, data={"text": None, "label": "answer"}, task={"name": "classification", "class_weights": "balanced"})
+    facts = study(config, ShardDataset(shards))
+    assert facts == Facts(labels=("blue", "red"), weights=(20 / (2 * 5), 20 / (2 * 15)))
+    (objective,) = build_objectives(config, facts)
+    assert isinstance(objective, Classify)
+    assert objective.class_weights == facts.weights
+
+
+def test_each_class_has_its_weight_in_the_loss() -> None:
+    model, objective = tiny_model(), Classify(weight=1.0, class_weights=(0.5, 1.0, 1.5))
+    batch = make_batch([*random_rows(8), Row()])  # the last one has no label
+    state = model.run(batch, Wanted.of([objective]))
+    labels = batch.targets["label"][:8]
+    each = torch.nn.functional.cross_entropy(state.class_logits_MC["label"][:8], labels, reduction="none")
+    expected = (each * torch.tensor([0.5, 1.0, 1.5])[labels]).sum()
+    torch.testing.assert_close(objective.loss(state, batch, model).sum, expected)
+    assert objective.count(batch) == 8
+
+
+def test_weights_of_a_label_without_samples_cannot_be(tmp_path: Path) -> None:
+    shards = write(tmp_path / "shards", rare, (20,))
+    data = {"text": None, "label": "answer", "labels": ["blue", "red", "green"]}
+    config = stage(shards, data=data, task={"name": "classification", "class_weights": "balanced"})
+    with pytest.raises(ConfigError, match=r"^`task.class_weights=balanced` weighs labels by their samples, and no sample of .* 'green'"):
+        study(config, ShardDataset(shards))

@@ -14,6 +14,7 @@ from PIL import Image
 from launcher.cli import main as command
 from mmscale.evaluate import EvaluateCommand, evaluate_command, evaluation_config
 from mmscale.tasks import kind_of
+from mmscale.tasks.answering import Answering
 from shards import configfile
 from shards.errors import ConfigError, ShardError
 from tests.data.tiny import tokenizer_folder, write
@@ -40,6 +41,7 @@ def sample(index: int) -> dict[str, bytes]:
     Image.fromarray(pixels).save(stream, "PNG")
     tags = [name for name, holds in (("dim", bright < 100), ("dark", bright < 50), ("light", bright > 180)) if holds]
     fields = {"rating": 10 + bright / 20, "tags": tags, "answer": "upper" if bright > 127 else "lower", "question": "a circle"}
+    fields |= {"word": "above" if bright > 127 else "left", "words": ["above" if bright > 127 else "left"] * 6 + ["circle"] * 4}
     return {"png": stream.getvalue(), "json": json.dumps(fields).encode()}
 
 
@@ -118,6 +120,32 @@ def test_answers_have_a_report_with_pictures(
     assert "auroc                   null\n" in capsys.readouterr().out
 
 
+def test_answers_are_learned_and_written(tmp_path: Path, greys: Path, stage: Path, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation is interrupted after three batches; what goes on gives the very numbers of one that was not."""
+    run, words = tmp_path / "run", ("data.caption=word", "data.prompt=question", "data.label=words", "task.answers=listed")
+    fine_tune(alone, stage, run, "task.name=answering", *words, "zero.stage=3")
+    whole, _, found = evaluate(run, "answering", greys, "batch=10")
+    assert whole["vqa_accuracy"] > 0.9
+    assert {r["prediction"] for r in found} == {"above", "left"}
+    assert (run / "evaluated" / "examples.png").read_bytes().startswith(b"\x89PNG")
+    seen: list[int] = []
+    predict = Answering.predict
+
+    def interrupted(self: Answering, model: Any, batch: Any, tokenizer: Any) -> list[dict[str, Any]]:
+        seen.append(len(seen))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return predict(self, model, batch, tokenizer)
+
+    monkeypatch.setattr(Answering, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, "answering", greys, "batch=10")
+    rest, _, again = evaluate(run, "answering", greys, "batch=10")
+    assert len(seen) == 4 + 4  # of seven batches three were kept
+    assert ({**rest, "seconds": 0}, again) == ({**whole, "seconds": 0}, found)
+    assert not (run / "evaluated" / "unfinished.jsonl").exists()
+
+
 def test_an_empty_split_is_one_paragraph(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
     run = tmp_path / "run"
     fine_tune(alone, stage, run, "task.name=vqa", "data.label=answer", "train.steps=1")
@@ -137,6 +165,24 @@ def test_ranks_change_nothing(tmp_path: Path, stage: Path, greys: Path, alone: A
     assert one == two
     assert [line["samples"] for line in one] == [50, 50]
     assert {"accuracy_low", "auroc", "ece"} < set(one[0])
+
+
+@pytest.mark.slow
+def test_ranks_change_nothing_of_re_ranking_and_of_drawn_answers(tmp_path: Path, stage: Path, greys: Path, alone: Alone) -> None:
+    """Under ZeRO 3, where ranks wait for each other at every layer; the last round has samples for one rank alone."""
+    still = ("train.steps=1", "optimizer.lr=0", "optimizer.min_lr_ratio=0", "evaluate.every=1", "zero.stage=3", "evaluate.samples=45")
+    still += (f"evaluate.shards={greys}", "evaluate.batch=9")
+    tasks = {
+        "retrieval": ("data.caption=word", "data.text=word", "objectives.matching.weight=1", "task.rerank=3"),
+        "answering": ("data.caption=word", "data.prompt=question", "data.label=words", "task.temperature=1.5"),
+    }
+    for task, words in tasks.items():
+        fine_tune(alone, stage, tmp_path / f"{task}-1", f"task.name={task}", *words, *still)
+        done = train(2, stage, f"run={tmp_path / f'{task}-2'}", f"task.name={task}", *words, *still, timeout_s=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        one, two = (records(tmp_path / f"{task}-{ranks}" / "evaluations.jsonl") for ranks in (1, 2))
+        assert one == two
+    assert "contrastive_image_to_text_r1" in records(tmp_path / "retrieval-2" / "evaluations.jsonl")[0]
 
 
 def test_a_task_of_ones_own_is_a_module_and_a_configuration(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
@@ -168,6 +214,26 @@ def test_a_task_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monke
 
 
 def test_a_name_that_is_no_task() -> None:
-    said = r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning; a task of your own"
+    said = r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning, answering, reasoning; a task of"
     with pytest.raises(ConfigError, match=rf"^`task=counting` {said}"):
         evaluation_config(stage_config(Path("x")), configfile.build(EvaluateCommand, [("test", {"task": "counting", "data": "x"})]))
+
+
+def test_a_run_ends_early_and_stays_ended(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
+    """With a rate of 0 no evaluation is better than the first one: after two more the run is finished, with a checkpoint."""
+    run = tmp_path / "run"
+    words = ("task.name=vqa", "data.label=answer", "train.steps=40", "optimizer.lr=0", "optimizer.min_lr_ratio=0", "evaluate.every=3")
+    words += (f"evaluate.shards={greys}", "evaluate.patience=2", "checkpoint.best=accuracy", "checkpoint.every=3")
+    code, out, err = alone(stage, f"run={run}", *words)
+    assert code == 0, out + err
+    assert "ends early at step 9: accuracy was highest at step 3" in out
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("finished", 9)
+    assert sorted(p.name for p in (run / "checkpoints").glob("step-*")) == [f"step-{n:08d}" for n in (3, 6, 9)]
+    evaluations = records(run / "evaluations.jsonl")
+    assert [line["step"] for line in evaluations] == [3, 6, 9]
+    code, out, err = alone(stage, f"run={run}", *words)
+    assert (code, records(run / "evaluations.jsonl")) == (0, evaluations), out + err
+    assert "the run is finished" in out
+    code, out, err = alone(stage, f"run={run}", *words, "evaluate.patience=3")
+    assert "ends early at step 12" in out, out + err

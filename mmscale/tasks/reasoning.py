@@ -1,0 +1,42 @@
+"""Reasoning about several images: classification of a sentence and a pair, as in NLVR2, with consistency. Source: Suhr et al. 2019, 4.
+
+The images of a sample are numbered pictures (`KEY.000.jpg`, `KEY.001.jpg`), which the video modality reads as frames: with one frame a
+tubelet each image has patches of its own, and its place in time says whether it is the left or the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmscale.data.batch import Batch
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.model import MMScaleModel
+from mmscale.tasks.classification import Classification, label_kind
+from mmscale.tasks.task import Metrics, Record
+
+GROUP = "group"
+"""Field of samples that are right together or not at all: pairs of one sentence. A sample without it is a group of its own."""
+
+
+class Reasoning(Classification):
+    """The `label` head over sentence and images."""
+
+    def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
+        """As `Classification`; records have `group` where the samples do."""
+        fields = dict(zip(batch.positions_M.tolist(), batch.fields, strict=True))
+        records = super().predict(model, batch, tokenizer)
+        for record in records:
+            if GROUP in fields[record["position"]]:
+                record[GROUP] = str(fields[record["position"]][GROUP])
+        return records
+
+    def score(self, records: Sequence[Record]) -> Metrics:
+        """As `Classification`, and consistency: the share of groups all of whose samples are right."""
+        right: dict[object, bool] = {}
+        for record in records:
+            group = record.get(GROUP, ("alone", record["position"]))
+            right[group] = right.get(group, True) and record["label"] == record["prediction"]
+        return {**super().score(records), "consistency": sum(right.values()) / len(right), "groups": float(len(right))}
+
+
+KIND = label_kind("reasoning", Reasoning)
