@@ -195,3 +195,11 @@ def test_weights_of_a_label_without_samples_cannot_be(tmp_path: Path) -> None:
     config = stage(shards, data=data, task={"name": "classification", "class_weights": "balanced"})
     with pytest.raises(ConfigError, match=r"^`task.class_weights=balanced` weighs labels by their samples, and no sample of .* 'green'"):
         study(config, ShardDataset(shards))
+
+
+def test_batches_change_a_report_by_rounding_alone(tmp_path: Path) -> None:
+    config = stage(write(tmp_path / "pairs"), task={"name": "vqa"}, data={"label": "answer", "text": "question"})
+    one, five, all_at_once = (predict(tmp_path, config, LABELS, batch=batch) for batch in (1, 5, 50))
+    for other in (five, all_at_once):
+        assert [(r["key"], r["prediction"]) for r in other] == [(r["key"], r["prediction"]) for r in one]
+        assert score_records(TASK, other) == pytest.approx(score_records(TASK, one), abs=1e-6)
