@@ -63,7 +63,8 @@ def is_agent(process: psutil.Process) -> bool:
     ("engine", "number", "code"),
     [
         ("torchrun", signal.SIGINT, 130),
-        ("torchrun", signal.SIGKILL, None),
+        ("torchrun", signal.SIGTERM, 143),
+        ("deepspeed", signal.SIGINT, 130),
         ("deepspeed", signal.SIGTERM, 143),
         ("deepspeed", signal.SIGKILL, None),
     ],

@@ -14,9 +14,10 @@ pytestmark = pytest.mark.cluster
 
 
 def near_the_limit(jobs: Jobs, job: str) -> None:
-    """Lower a running job's limit to the next minute, so that SLURM's signal before it is due."""
-    words = jobs.cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%M").stdout
-    jobs.cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={int(words.split(':')[-2]) + 1}")
+    """Lower a running job's limit to the next minute but half a one, so that SLURM's signal before it is due, and not past."""
+    words = jobs.cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%M").stdout.strip().split(":")
+    minutes = int(words[-2]) + (1 if int(words[-1]) < 30 else 2)
+    jobs.cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
 
 
 def test_job_runs_on_both_nodes_to_its_end(jobs: Jobs) -> None:
