@@ -36,7 +36,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow and not gpu and not cluster'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow and not gpu and not cluster'
 
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m 'cluster and not gpu'
