@@ -31,14 +31,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shards.index import adopt  # noqa: E402
-from shards.order import GlobalOrder  # noqa: E402
-from shards.read import ShardReader  # noqa: E402
-from shards.sample import Sample  # noqa: E402
-from shards.store.config import StoreConfig  # noqa: E402
-from tests.shards.bucket import ENVIRONMENT, s3_server, upload  # noqa: E402
-from tests.shards.faulty_proxy import Faults, FaultyProxy  # noqa: E402
-from tests.shards.tars import jpeg, write_tar  # noqa: E402
+from shards.index import adopt
+from shards.order import GlobalOrder
+from shards.read import ShardReader
+from shards.sample import Sample
+from shards.store.config import StoreConfig
+from tests.shards.bucket import ENVIRONMENT, s3_server, upload
+from tests.shards.faulty_proxy import Faults, FaultyProxy
+from tests.shards.tars import jpeg, write_tar
 
 FAULTS = {"fail": 0.05, "stall": 0.01, "truncate": 0.01}
 SIDE = 256
