@@ -60,6 +60,12 @@ class Claims:
         if self._holder(name) == self._owner:
             (self._folder / name).unlink(missing_ok=True)
 
+    def clear(self, name: str) -> None:
+        """Delete what all others have left behind, for a holder of `name` that knows that nothing else is to be claimed any more."""
+        for entry in os.scandir(self._folder):
+            if entry.name not in (name, self._clock().name):
+                Path(entry.path).unlink(missing_ok=True)
+
     def holder_of(self, name: str) -> str:
         """Who holds a claim, for people."""
         return for_people(self._holder(name) or "")
@@ -81,9 +87,9 @@ class Claims:
     def _is_abandoned(self, name: str) -> bool:
         try:
             touched = (self._folder / name).stat().st_mtime
-        except FileNotFoundError:
+            return has_ended(self._holder(name) or "") or self._now() - touched > self._abandoned_after_s
+        except FileNotFoundError:  # given up, or cleared, in this moment
             return False
-        return has_ended(self._holder(name) or "") or self._now() - touched > self._abandoned_after_s
 
     def _seize(self, name: str) -> bool:
         """Move an abandoned claim away, which only one process can, and make a new one.
@@ -94,12 +100,12 @@ class Claims:
         grave = self._folder / f".{name}.{self._owner}"
         try:
             (self._folder / name).rename(grave)
-        except FileNotFoundError:
+            if grave.read_text(encoding="utf-8") != judged:
+                grave.rename(self._folder / name)
+                return False
+            grave.unlink()
+        except FileNotFoundError:  # another process was first, or has cleared the folder
             return False
-        if grave.read_text(encoding="utf-8") != judged:
-            grave.rename(self._folder / name)
-            return False
-        grave.unlink()
         return self._create(name)
 
     def _now(self) -> float:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from shards.claim import CLAIM_FOLDER
 from shards.commit import commit_file, gathering, remove_leftovers
 from shards.config import WriteConfig
 from shards.errors import ShardError
@@ -50,10 +48,9 @@ def finish(out: Path, plan: Plan, config: WriteConfig) -> Manifest:
 
 
 def clean_up(out: Path) -> None:
-    """Delete what killed writers have left in a finished data set."""
+    """Delete what killed writers have left in a finished data set, while no other command sums it up: it would lose its own files."""
     for folder in (out, out / QUARANTINE_FOLDER, out / FILTERED_FOLDER, out / TOKENIZER_FOLDER):
         remove_leftovers(folder, all_of_them=True)
-    shutil.rmtree(out / CLAIM_FOLDER, ignore_errors=True)
 
 
 def finished_manifest(out: Path, plan: Plan) -> Manifest | None:

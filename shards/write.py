@@ -92,8 +92,6 @@ def write_shards(config: WriteConfig, *, progress: bool = True) -> WriteSummary:
             results = write_part(config, plan, part, claims, shown=progress)
             missing = missing_shards(out, plan)
             manifest = None if missing else _finish(config, plan, claims)
-        if manifest is not None:
-            clean_up(out)
     except OSError as e:
         raise ShardError(
             f"Writing in {str(out)!r} failed: {e.strerror or e}. Mend that and repeat the command; finished shards are kept."
@@ -115,6 +113,8 @@ def _finish(config: WriteConfig, plan: Plan, claims: Claims) -> Manifest:
         time.sleep(POLL_S)
     manifest = finished_manifest(out, plan) if waited else None
     manifest = manifest or finish(out, plan, config)
+    clean_up(out)
+    claims.clear(FINISH)
     claims.release(FINISH)
     return manifest
 
