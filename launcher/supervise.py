@@ -22,6 +22,7 @@ from launcher.monitor import LaunchRecord, Status, read_status, unfit, write_lau
 from launcher.plan import INHERITED, LaunchPlan
 from launcher.watch import STOPPED, Rank, Watch, own_address
 from mmscale.errors import NO_PROGRESS, RunError
+from mmscale.finding import failed_nodes
 from mmscale.nodes.limits import UNFIT
 from mmscale.run_folder import RunFolder
 from mmscale.signals import die_with_parent
@@ -40,6 +41,11 @@ class Ended:
     watch: Watch
     lost: list[Rank]
     """The ranks whose host said nothing any more."""
+
+    @property
+    def lost_hosts(self) -> str:
+        """Their hosts, for people."""
+        return ", ".join(sorted({rank.host for rank in self.lost}))
 
 
 @dataclass(slots=True)
@@ -225,7 +231,7 @@ def _stop_before(plan: LaunchPlan, check: LaunchPlan, ended: Ended, received: Re
         raise LaunchError(
             f"The check of the nodes was broken off: {_how(check, ended)}. The run was not started. {advice}", exit_code=result
         )
-    nodes = list(dict.fromkeys(finding.node for finding in failed if finding.node is not None))
+    nodes = failed_nodes(failed)
     where = f" on {', '.join(nodes)}" if nodes else ""
     out = f", or leave {'it' if len(nodes) == 1 else 'them'} out: --exclude {'@'.join(nodes)}" if nodes and not plan.is_local else ""
     raise LaunchError(
@@ -236,13 +242,12 @@ def _stop_before(plan: LaunchPlan, check: LaunchPlan, ended: Ended, received: Re
 
 
 def _explain(plan: LaunchPlan, ended: Ended, mine: Status | None) -> str:
-    code, lost = ended.code, ended.lost
+    code = ended.code
     advice = f"The output of every rank is in {plan.logs}. The same command goes on from its newest checkpoint."
-    if lost:
-        hosts = ", ".join(sorted({rank.host for rank in lost}))
+    if ended.lost:
         return (
-            f"The run ended {_where(mine)} because nothing was heard of {hosts} for {plan.cluster.hosts.silence_s:g} s: the host or its "
-            f"network is down. Mend it, or leave it out with --exclude. {advice}"
+            f"The run ended {_where(mine)} because nothing was heard of {ended.lost_hosts} for {plan.cluster.hosts.silence_s:g} s: "
+            f"the host or its network is down. Mend it, or leave it out with --exclude. {advice}"
         )
     if code == 0:
         return (
@@ -260,7 +265,7 @@ def _explain(plan: LaunchPlan, ended: Ended, mine: Status | None) -> str:
 def _how(plan: LaunchPlan, ended: Ended) -> str:
     code = ended.code
     if ended.lost:
-        return f"nothing was heard of {', '.join(sorted({rank.host for rank in ended.lost}))}"
+        return f"nothing was heard of {ended.lost_hosts}"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     killed = f", which is how it reports a rank that {signal.Signals(256 - code).name} ended" if 256 - code in (6, 7, 9, 11, 14, 15) else ""
     return f"`{plan.engine}` {how}{killed}"

@@ -25,7 +25,7 @@ from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import evaluation_batches
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
-from mmscale.objectives_config import ObjectivesConfig, TaskConfig, check_decoding
+from mmscale.objectives_config import DECODING, ObjectivesConfig, TaskConfig, check_decoding
 from mmscale.run_folder import replace_file
 from mmscale.tasks import Record, Task, build_task, kind_of, kind_of_stage
 from mmscale.tasks.interval import score_records
@@ -147,16 +147,8 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
     # the task alone decides which streams a batch has
     options = trained.task.options if trained.task is not None else {}
     listed = trained.task is not None and trained.task.answers == "listed" and not command.free
-    task = TaskConfig(
-        name=command.task,
-        beams=command.beams,
-        temperature=command.temperature,
-        top_k=command.top_k,
-        top_p=command.top_p,
-        rerank=command.rerank,
-        answers="listed" if listed else "free",
-        options=options,
-    )
+    chosen = {name: getattr(command, name) for name in DECODING}
+    task = TaskConfig(name=command.task, **chosen, answers="listed" if listed else "free", options=options)
     return replace(trained, data=data, objectives=ObjectivesConfig(), task=task)
 
 

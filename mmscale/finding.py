@@ -34,3 +34,8 @@ def render(findings: Sequence[Finding]) -> str:
     counts = {level: sum(finding.level == level for finding in findings) for level in ORDER}
     skipped = f", {counts['skip']} not looked at" if counts["skip"] else ""
     return "\n".join([*lines, f"{counts['fail']} would fail, {counts['warn']} to look at, {counts['pass']} good{skipped}"])
+
+
+def failed_nodes(findings: Sequence[Finding]) -> list[str]:
+    """The nodes that failed by name, each once."""
+    return list(dict.fromkeys(finding.node for finding in findings if finding.level == "fail" and finding.node is not None))

@@ -101,6 +101,10 @@ class TaskConfig:
         check_decoding("task.", self.beams, self.temperature, self.top_k, self.top_p)
 
 
+DECODING = ("beams", "temperature", "top_k", "top_p", "rerank")
+"""Keys of `TaskConfig` that an evaluation may set anew."""
+
+
 def check_decoding(prefix: str, beams: int, temperature: float, top_k: int, top_p: float) -> None:
     """Check how texts are to be written.
 

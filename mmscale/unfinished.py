@@ -54,7 +54,7 @@ class Unfinished:
         except FileNotFoundError:
             return False
         whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8", "replace").splitlines()
+        lines = whole.decode("utf-8", "replace").split("\n")[:-1]  # a text may hold what splitlines takes for an end of line
         if not lines or lines[0] != json.dumps(self._head):
             return False
         for line in lines[1:]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 
 import av
 from PIL import Image
 
 from shards.clean_audio import clean_audio
+from shards.clean_image import DECODE_ERRORS
 from shards.clean_video import check_video
 from shards.config import AudioConfig
 from shards.errors import SampleError
 from shards.sample import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Sample
 
-_ERRORS = (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+_ERRORS = (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning, av.FFmpegError)
 
 
 def problems(sample: Sample) -> Iterator[str]:
@@ -38,7 +38,7 @@ def _problem(key: str, extension: str, data: bytes) -> str | None:
                 image.load()
         elif extension == "m4a":  # libsndfile does not read it
             with av.open(io.BytesIO(data)) as container:
-                if not any(True for _ in container.decode(audio=0)):
+                if sum(1 for _ in container.decode(audio=0)) == 0:  # all of it, to the end
                     return "it has no samples"
         elif extension in AUDIO_EXTENSIONS:
             clean_audio(key, data, AudioConfig())
@@ -46,6 +46,6 @@ def _problem(key: str, extension: str, data: bytes) -> str | None:
             check_video(key, data)
     except SampleError as e:
         return e.detail.rstrip(".")
-    except (av.FFmpegError, IndexError, *_ERRORS) as e:
+    except _ERRORS as e:
         return str(e) or type(e).__name__
     return None

@@ -8,6 +8,7 @@ from typing import ClassVar
 from mmscale.assemble import Run
 from mmscale.evaluate import EvaluateCommand, evaluation_config, predict_records
 from mmscale.hooks import StepInfo, due
+from mmscale.objectives_config import DECODING, TaskConfig
 from mmscale.patience import best_of, is_out
 from mmscale.run_folder import append_line, drop_torn_line, keep_lines_up_to, read_lines
 from mmscale.signals import StopRequest
@@ -49,17 +50,8 @@ class EvaluateHook:
             raise ConfigError("`evaluate.shards` must name the data set to evaluate on, since `evaluate.every` is set; it is null.")
         self.run = run
         self.stop = stop
-        command = EvaluateCommand(task="retrieval", data=settings.shards)
-        if task is not None:
-            command = EvaluateCommand(
-                task=task.name,
-                data=settings.shards,
-                beams=task.beams,
-                temperature=task.temperature,
-                top_k=task.top_k,
-                top_p=task.top_p,
-                rerank=task.rerank,
-            )
+        task = task or TaskConfig(name="retrieval")
+        command = EvaluateCommand(task=task.name, data=settings.shards, **{name: getattr(task, name) for name in DECODING})
         self.config = evaluation_config(run.config, command)
         self.task = build_task(self.config)
         if run.world.is_first:

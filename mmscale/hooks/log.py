@@ -88,10 +88,7 @@ class LogHook:
         record = {"step": info.step, "samples_seen": info.samples_seen, "epoch": info.samples_seen / self.rows, "loss": sum(weighted)}
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
         group = self.gate.engine.optimizer.param_groups[0]
-        record |= {
-            "grad_norm": None if norm is None else float(norm),
-            "lr": group["lr"] / group.get("lr_factor", 1.0),
-        }
+        record |= {"grad_norm": None if norm is None else float(norm), "lr": group["lr"] / group.get("lr_factor", 1.0)}
         record |= {"samples_per_s": samples / elapsed, "tokens_per_s": tokens / elapsed, "mfu": mfu, "step_s": elapsed / steps}
         record |= {
             "data_wait_s": wait_s / steps,

@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from mmscale.config import RunConfig
-from mmscale.finding import Finding, render
+from mmscale.finding import Finding, failed_nodes, render
 from mmscale.nodes import measure, reading
 from mmscale.nodes.facts import NodeFacts, look, node_name
 from mmscale.nodes.judge import RankReport, judge_nodes
 from mmscale.nodes.limits import UNFIT, Asked
-from mmscale.nodes.verdict import Measured, failed_nodes, judge_measured
+from mmscale.nodes.verdict import Measured, judge_measured
 from mmscale.run_folder import RunFolder, replace_file
 from mmscale.world import World, fill_environment
 from shards.errors import MmscaleError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mmscale.finding import Finding, Level
@@ -95,8 +95,3 @@ def _storage(found: Measured, limits: NodeLimits) -> Iterator[Finding]:
     if not slow:
         what = f"every node reads at least {min(found.reads_mb_s.values()):,.0f} MB/s while all read"
         yield Finding(check="storage", level="pass", what=what + ("" if least is None else f"; {why} {least:,.3g}"))
-
-
-def failed_nodes(findings: Sequence[Finding]) -> list[str]:
-    """The nodes that failed by name, each once."""
-    return list(dict.fromkeys(finding.node for finding in findings if finding.level == "fail" and finding.node is not None))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +65,16 @@ class Classification:
                 continue
             best = int(probabilities_MC[row].argmax())
             found = record_of(batch, row, label=label, prediction=names[best], confidence=float(probabilities_MC[row, best]))
+            found |= self.kept_of(fields)
             found["class"] = class_of.get(label, -1)
             if len(names) <= MOST_PROBABILITIES:
                 found["probabilities"] = probabilities_MC[row]
             records.append(found)
         return records
+
+    def kept_of(self, fields: dict[str, Any]) -> Record:
+        """What else of a sample's json its record keeps: nothing; tasks that score by more say what."""
+        return {}
 
     def score(self, records: Sequence[Record]) -> Metrics:
         """Accuracy, its mean over classes, macro F1, AUROC, calibration error, and the most common label's share for comparison."""

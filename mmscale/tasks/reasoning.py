@@ -7,10 +7,8 @@ tubelet each image has patches of its own, and its place in time says whether it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from mmscale.data.batch import Batch
-from mmscale.data.tokenize import TextTokenizer
-from mmscale.model import MMScaleModel
 from mmscale.tasks.classification import Classification, label_kind
 from mmscale.tasks.task import Metrics, Record
 
@@ -21,14 +19,9 @@ GROUP = "group"
 class Reasoning(Classification):
     """The `label` head over sentence and images."""
 
-    def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
-        """As `Classification`; records have `group` where the samples do."""
-        fields = dict(zip(batch.positions_M.tolist(), batch.fields, strict=True))
-        records = super().predict(model, batch, tokenizer)
-        for record in records:
-            if GROUP in fields[record["position"]]:
-                record[GROUP] = str(fields[record["position"]][GROUP])
-        return records
+    def kept_of(self, fields: dict[str, Any]) -> Record:
+        """Records have `group` where the samples do."""
+        return {GROUP: str(fields[GROUP])} if GROUP in fields else {}
 
     def score(self, records: Sequence[Record]) -> Metrics:
         """As `Classification`, and consistency: the share of groups all of whose samples are right."""

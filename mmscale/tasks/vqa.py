@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
-from mmscale.data.batch import Batch
-from mmscale.data.tokenize import TextTokenizer
-from mmscale.model import MMScaleModel
 from mmscale.tasks.classification import Classification, label_kind
 from mmscale.tasks.task import Metrics, Record
 from shards.answers import answer_accuracy
@@ -16,15 +14,9 @@ from shards.answers import answer_accuracy
 class Vqa(Classification):
     """Where samples have the answers of several people, as in VQA v2, the most common one is the label and all of them score."""
 
-    def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
-        """As `Classification`; records have `answers`, and `answer_type` where the samples do."""
-        fields = dict(zip(batch.positions_M.tolist(), batch.fields, strict=True))
-        records = super().predict(model, batch, tokenizer)
-        for record in records:
-            found = fields[record["position"]]
-            if isinstance(found.get(self.label), list):
-                record |= answers_of(found, self.label)
-        return records
+    def kept_of(self, fields: dict[str, Any]) -> Record:
+        """Records have `answers`, and `answer_type` where the samples do."""
+        return answers_of(fields, self.label) if isinstance(fields.get(self.label), list) else {}
 
     def score(self, records: Sequence[Record]) -> Metrics:
         """As `Classification`, and the VQA accuracy where people's answers are known."""

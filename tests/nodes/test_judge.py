@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from mmscale.finding import Finding, render
+from mmscale.finding import Finding, failed_nodes, render
 from mmscale.nodes.facts import NodeFacts, code_digest, look, versions
 from mmscale.nodes.gpus import Gpu, ask_gpus, read_answer, visible
 from mmscale.nodes.judge import RankReport, judge_nodes
 from mmscale.nodes.limits import NodeLimits, parse
 from mmscale.nodes.measure import ring_rounds, slow_nodes
-from mmscale.nodes.verdict import Measured, failed_nodes, judge_measured
+from mmscale.nodes.verdict import Measured, judge_measured
 from shards.errors import ConfigError
 
 ANSWER = """0, GPU-aa, NVIDIA H100 80GB HBM3, 550.54.15, 1, 0, No

@@ -13,7 +13,7 @@ def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
 def batch(number: int) -> list[dict[str, Any]]:
     generator = np.random.default_rng(number)
     arrays = {"image": generator.random(3, np.float32), "target": generator.random((2, 2)) > 0.5, "one": np.float32(generator.random())}
-    return [{"position": number, "key": "k\u00e9y", "confidence": 0.1 + 1e-17 * number, "answers": ["a", "b"], **arrays}]
+    return [{"position": number, "key": "k\u00e9y\u2028", "confidence": 0.1 + 1e-17 * number, "answers": ["a", "b"], **arrays}]
 
 
 def test_records_come_back_bit_for_bit(tmp_path: Path) -> None:
