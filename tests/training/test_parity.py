@@ -72,6 +72,7 @@ def test_negatives_of_the_global_batch_make_the_contrastive_loss_independent_of_
     assert "negatives   contrastive, from all 16 samples of a step, by one more forward of the lower layers" in log
 
 
+@pytest.mark.slow
 def test_what_depends_on_the_topology_is_what_the_documentation_says(tmp_path: Path, glyphs: Path) -> None:
     """Without groups: contrastive negatives come from micro_batch x ranks samples, matching negatives from micro_batch samples."""
     stage = stage_file(tmp_path, glyphs, ())

@@ -154,6 +154,7 @@ def test_an_empty_split_is_one_paragraph(tmp_path: Path, greys: Path, stage: Pat
         evaluate(run, "vqa", empty)
 
 
+@pytest.mark.slow
 def test_ranks_change_nothing(tmp_path: Path, stage: Path, greys: Path, alone: Alone) -> None:
     """With a rate of 0 every topology has the same weights: the evaluations of one and two ranks are equal to the last bit."""
     words = ("task.name=vqa", "data.label=answer", "train.steps=2", "optimizer.lr=0", "optimizer.min_lr_ratio=0", "evaluate.every=1")
