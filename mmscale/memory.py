@@ -158,6 +158,8 @@ def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recomput
     for layer in range(shape.fusion_layers):
         last = layer == shape.fusion_layers - 1
         total += _layer(shape, _fused(shape, up), rows if last else up.tokens, kernels, recompute)
+    if shape.image_tower.convolution and recompute == "none":  # the grids that it reads
+        total += shape.lower_layers("image") * counts.perceived * d * w
     embeddings = (counts.perceived + texts.tokens) * d * w * (1 if shape.dropout and not kernels.cuda else 0)
     return total + embeddings + _heads(shape, counts, w)
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mmscale.model.attention import Plan, attend_parts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
+from mmscale.model.convolution import Canvas, PatchConvolution
 from mmscale.model.packed import Projected
 
 KEPT = frozenset(
@@ -90,12 +91,15 @@ class Expert(nn.Module):
 class UnimodalBlock(nn.Module):
     """A lower layer: one expert, attention within its sequences."""
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, convolution: bool = False) -> None:
         super().__init__()
+        self.convolution = PatchConvolution(shape.width) if convolution else None
         self.expert = Expert(config, shape)
 
-    def forward(self, x_TD: Tensor, plan: Plan) -> Tensor:
-        """One layer; (T, D)."""
+    def forward(self, x_TD: Tensor, plan: Plan, canvases: Sequence[Canvas] = ()) -> Tensor:
+        """One layer; (T, D). Only those with a convolution need to know where the tokens stand."""
+        if self.convolution is not None:
+            x_TD = self.convolution(x_TD, canvases)
         return self.expert.combine(x_TD, plan.attend(*self.expert.project(x_TD)))
 
 

@@ -140,6 +140,11 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
         )
 
     @property
+    def square_grid(self) -> tuple[int, int, int]:
+        """Patches of a square image along time, height and width."""
+        return 1, self.image_size // self.patch_size, self.image_size // self.patch_size
+
+    @property
     def patches(self) -> int:
         """Patches of an image."""
         return int((self.image_size // self.patch_size) ** 2)

@@ -10,6 +10,7 @@ from transformers import initialization
 
 from mmscale.model.block import ResidualLinear
 from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.convolution import PatchConvolution
 from mmscale.model.embeddings import ImageEmbedding
 from mmscale.model.heads import AttentionPool, ContrastiveScale, LanguageHead, OutputLinear
 from mmscale.model.patch_embedding import PatchEmbedding
@@ -46,6 +47,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
             if weight is not None:
                 _truncated(weight, IMAGE_TABLE_STD)
         initialization.zeros_(module.patch_bias)
+    elif isinstance(module, PatchConvolution):
+        initialization.zeros_(module.weight)
     elif isinstance(module, AttentionPool):
         _truncated(module.probe, 1 / math.sqrt(module.probe.shape[1]))
     elif isinstance(module, LanguageHead):

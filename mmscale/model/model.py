@@ -23,6 +23,7 @@ from mmscale.model import packed
 from mmscale.model.attention import Plan, dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
 from mmscale.model.configuration import MMScaleConfig
+from mmscale.model.convolution import Canvas, canvas_of
 from mmscale.model.embeddings import ImageEmbedding, TextEmbedding
 from mmscale.model.heads import ContrastiveScale, LanguageHead, NormHead, PooledProjection, Projection
 from mmscale.model.initialize import initialize_module
@@ -61,9 +62,8 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         self.patch_embeddings = nn.ModuleDict({name: PatchEmbedding(config, m) for name, m in others.items()})
         self.text_embedding = TextEmbedding(config)
         image, text = config.expert("image"), config.expert("text")
-        lower = config.lower_layers("image")
-        self.image_layers = nn.ModuleList(UnimodalBlock(config, image) for _ in range(lower))
-        self.expert_layers = nn.ModuleDict({name: nn.ModuleList(UnimodalBlock(config, image) for _ in range(lower)) for name in experts})
+        self.image_layers = _perception_layers(config)
+        self.expert_layers = nn.ModuleDict({name: _perception_layers(config) for name in experts})
         self.text_layers = nn.ModuleList(UnimodalBlock(config, text) for _ in range(config.lower_layers("text")))
         bridged = text.width != config.hidden_size
         self.text_bridge: nn.Module = nn.Linear(text.width, config.hidden_size) if bridged else nn.Identity()
@@ -128,7 +128,10 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
     def lower_perception(self, batch: Batch, percepts: Percepts) -> list[Tensor]:
         """The perception experts' lower stacks; (X, D) of each."""
         embedded: list[list[Tensor]] = [[] for _ in percepts.parts]
+        canvases: list[list[Canvas]] = [[] for _ in percepts.parts]
         for items in percepts.items:
+            if self.config.image_tower.convolution:
+                canvases[items.expert].append(canvas_of(items, self.config.square_grid if items.tokens is None else None))
             if items.tokens is None:
                 x_NLD = self.image_embedding(batch.pixels_NCHW, batch.patch_mask_NP, items.copies, batch.kept_NK)
                 embedded[items.expert].append(x_NLD.flatten(0, 1))
@@ -138,9 +141,10 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
             embedded[items.expert].append(embedding(self.stream(batch, items.name), t.patches, t.items, t.hidden, t.order))
         none_TD = next(x_TD for xs in embedded for x_TD in xs)[:0]  # for an expert that no modality goes through
         stacks: list[Any] = [self.image_layers, *self.expert_layers.values()]
-        return [self._run_part(stack, xs or [none_TD], part) for stack, xs, part in zip(stacks, embedded, percepts.parts, strict=True)]
+        listed = zip(stacks, embedded, canvases, percepts.parts, strict=True)
+        return [self._run_part(stack, xs or [none_TD], drawn, part) for stack, xs, drawn, part in listed]
 
-    def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], part: Part) -> Tensor:
+    def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], canvases: list[Canvas], part: Part) -> Tensor:
         x_TD = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
         plan: Plan
         if part.length is not None:
@@ -152,7 +156,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         places_X3 = part.coordinates_X3 if self.config.positions == "rotary" else None
         plan = with_positions(plan, places_X3, self.config, self.config.expert("image"))
         for block in layers:
-            x_TD = run_block(block, self._recompute, x_TD, plan)
+            x_TD = run_block(block, self._recompute, x_TD, plan, canvases)
         return x_TD
 
     def project_items(self, parts: list[Tensor], percepts: Percepts) -> tuple[Tensor, Tensor]:
@@ -263,6 +267,11 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
     def classify(self, batch: Batch, head: str = "label") -> Tensor:
         """Logits of a task head, fp32 (M, C): from the fused text's first token, else the image, else the caption."""
         return self.run(batch, Wanted(classify=True)).class_logits_MC[head]
+
+
+def _perception_layers(config: MMScaleConfig) -> nn.ModuleList:
+    shape, convolution = config.expert("image"), config.image_tower.convolution
+    return nn.ModuleList(UnimodalBlock(config, shape, convolution) for _ in range(config.lower_layers("image")))
 
 
 def _blocks(layers: nn.ModuleList, kind: type[Block]) -> list[Block]:

@@ -140,7 +140,7 @@ def square_items(batch: Batch, config: MMScaleConfig, masked: bool) -> Items:
     hidden_copy, hidden_patch = hidden // mask_NP.shape[1], hidden % mask_NP.shape[1]
     lengths_S = rows_N.new_full((len(rows_N) + len(copies),), mask_NP.shape[1] + leading)
     extents_S = torch.full_like(lengths_S, config.image_size // config.patch_size + 1)
-    if config.positions == "rotary":
+    if config.positions == "rotary" or config.image_tower.convolution:
         chosen = torch.cat([torch.arange(len(rows_N), device=rows_N.device), copies])
         place_X3 = square_coordinates(batch, config).index_select(0, chosen).flatten(0, 1)
     else:  # nobody reads them
