@@ -62,7 +62,8 @@ def forward_flops(config: MMScaleConfig, counts: Counts) -> float:
     d, text, texts, up, layers = config.hidden_size, config.expert("text"), counts.texts, counts.upper, config.fusion_layers
     total = sum(config.lower_layers("image") * _layer(config.expert("image"), s.perceived, s.seen) for s in counts.perception)
     if config.image_tower.convolution:  # in the two dimensions of images and of sound
-        total += sum(config.lower_layers("image") * 2.0 * SIDE**2 * d * s.perceived for s in counts.perception)
+        lower = config.lower_layers("image") * sum(s.perceived for s in counts.perception)
+        total += 2.0 * SIDE**2 * d * (lower + layers * up.perceived)
     total += config.lower_layers("text") * _layer(text, texts.text_tokens, texts.seen)
     total += 2.0 * d * counts.values
     total += 2.0 * config.projection_size * (d * counts.perceiving + text.width * counts.captions)

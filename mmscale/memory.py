@@ -20,6 +20,7 @@ from mmscale.config import RunConfig
 from mmscale.counts import Counts, Stack
 from mmscale.engine import Trainee
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
+from mmscale.model.convolution import SIDE, TAPS
 from mmscale.model.cross_entropy import LOGITS_AT_ONCE
 
 MIB = 2**20
@@ -158,8 +159,11 @@ def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recomput
     for layer in range(shape.fusion_layers):
         last = layer == shape.fusion_layers - 1
         total += _layer(shape, _fused(shape, up), rows if last else up.tokens, kernels, recompute)
-    if shape.image_tower.convolution and recompute == "none":  # the grids that it reads
-        total += shape.lower_layers("image") * counts.perceived * d * w
+    if shape.image_tower.convolution:
+        lower, near = shape.lower_layers("image"), TAPS if shape.modalities else SIDE**2
+        total += (counts.perceived + up.perceived) * near * 8 * (1 if recompute == "none" else 2)
+        if recompute == "none":
+            total += (lower * counts.perceived + shape.fusion_layers * up.perceived) * d * w  # what it reads
     embeddings = (counts.perceived + texts.tokens) * d * w * (1 if shape.dropout and not kernels.cuda else 0)
     return total + embeddings + _heads(shape, counts, w)
 

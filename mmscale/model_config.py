@@ -51,8 +51,8 @@ class ImageTowerConfig:
     leading_tokens: int = 1
     """Learned tokens before the patches: [CLS], then others that only take part (DeiT's distillation token); 0 is SigLIP-like."""
     convolution: bool = False
-    """Before every lower layer add to each patch what a 3 x 3 (x 3 in time) convolution, channel by channel, finds around it (Chu et al.
-    2021, CPVT; Li et al. 2022, UniFormer). What stands beside what is learned from far fewer samples. Starts at 0."""
+    """Before every layer add to each patch what a 3 x 3 (x 3 in time) convolution, channel by channel, finds around it (Chu et al. 2021,
+    CPVT; Li et al. 2022, UniFormer). What stands beside what is learned from far fewer samples. Starts at 0."""
     pooling: Literal["cls", "attention"] = "cls"
     """What the contrastive projection reads: the [CLS] token, or what a learned query gathers from all tokens (SigLIP)."""
 
@@ -125,11 +125,6 @@ class ModelConfig:
             self.image.pooling == "attention" or self.image.leading_tokens > 0,
             "`model.image.pooling=cls` reads the first leading token, and model.image.leading_tokens is 0. "
             "Set model.image.pooling=attention or leading_tokens to 1.",
-        )
-        lower = self.unimodal_layers if self.image.layers is None else self.image.layers
-        need(
-            not self.image.convolution or lower > 0,
-            "`model.image.convolution` stands before the lower layers of images, and there are none. Set model.image.layers to 1 or more.",
         )
         self._check_positions({"hidden_size / num_heads": self.hidden_size // self.num_heads, "that of model.text": width // heads})
         self._check_modalities()

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mmscale.model.attention import Plan, attend_parts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
-from mmscale.model.convolution import Canvas, PatchConvolution
+from mmscale.model.convolution import Neighbours, PatchConvolution
 from mmscale.model.packed import Projected
 
 KEPT = frozenset(
@@ -56,9 +56,10 @@ class Expert(nn.Module):
     Norms stand before the sublayers, or after the residual sums (Vaswani et al. 2017, as in BERT).
     """
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: bool = False) -> None:
         super().__init__()
         d = shape.width
+        self.convolution = PatchConvolution(d) if convolution else None
         self.heads = shape.heads
         self.post_norm = shape.post_norm
         self.attention_norm = nn.LayerNorm(d, eps=shape.eps)
@@ -71,6 +72,13 @@ class Expert(nn.Module):
         self.act = activation(shape.activation)
         self.down = ResidualLinear(shape.mlp, d)
         self.dropout = nn.Dropout(config.dropout)
+
+    def mix(self, x_TD: Tensor, neighbours: Neighbours | None) -> Tensor:
+        """Add what is around each patch, where the expert has a convolution."""
+        if self.convolution is None or neighbours is None:
+            return x_TD
+        mixed: Tensor = self.convolution(x_TD, neighbours)
+        return mixed
 
     def project(self, x_TD: Tensor) -> Projected:
         """Queries, keys and values, each (T, H, K)."""
@@ -91,15 +99,13 @@ class Expert(nn.Module):
 class UnimodalBlock(nn.Module):
     """A lower layer: one expert, attention within its sequences."""
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape, convolution: bool = False) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: bool = False) -> None:
         super().__init__()
-        self.convolution = PatchConvolution(shape.width) if convolution else None
-        self.expert = Expert(config, shape)
+        self.expert = Expert(config, shape, convolution=convolution)
 
-    def forward(self, x_TD: Tensor, plan: Plan, canvases: Sequence[Canvas] = ()) -> Tensor:
-        """One layer; (T, D). Only those with a convolution need to know where the tokens stand."""
-        if self.convolution is not None:
-            x_TD = self.convolution(x_TD, canvases)
+    def forward(self, x_TD: Tensor, plan: Plan, neighbours: Neighbours | None = None) -> Tensor:
+        """One layer; (T, D)."""
+        x_TD = self.expert.mix(x_TD, neighbours)
         return self.expert.combine(x_TD, plan.attend(*self.expert.project(x_TD)))
 
 
@@ -108,9 +114,9 @@ class FusionBlock(nn.Module):
 
     def __init__(self, config: MMScaleConfig, others: Sequence[str] = ()) -> None:
         super().__init__()
-        shape = config.expert("image", fused=True)
-        self.perception = Expert(config, shape)
-        self.experts = nn.ModuleDict({name: Expert(config, shape) for name in others})
+        shape, convolution = config.expert("image", fused=True), config.image_tower.convolution
+        self.perception = Expert(config, shape, convolution=convolution)
+        self.experts = nn.ModuleDict({name: Expert(config, shape, convolution=convolution) for name in others})
         self.text = Expert(config, config.expert("text", fused=True))
 
     @property
@@ -118,7 +124,9 @@ class FusionBlock(nn.Module):
         """The experts in the order of the buffer's parts."""
         return [self.perception, *(e for e in self.experts.values() if isinstance(e, Expert)), self.text]
 
-    def forward(self, parts: tuple[Tensor, ...], plan: Plan, rows: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    def forward(
+        self, parts: tuple[Tensor, ...], plan: Plan, rows: tuple[Tensor, ...] | None, neighbours: Sequence[Neighbours] = ()
+    ) -> tuple[Tensor, ...]:
         """One layer over the buffer of all parts, one after the other.
 
         Args:
@@ -126,13 +134,21 @@ class FusionBlock(nn.Module):
             plan: how they attend.
             rows: rows of each part that go on after attention; None for all. The last layer passes those that a head reads: most
                 tokens are only looked at there, so their feed-forward part is not computed.
+            neighbours: of the tokens of each part but text, where experts have a convolution.
         """
+        parts = mixed(self.in_order, parts, neighbours)
         projected = [expert.project(x_TD) for expert, x_TD in zip(self.in_order, parts, strict=True)]
         attended = attend_parts(plan, projected)
         if rows is not None:
             parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, rows, strict=True))
             attended = [x_THK.index_select(0, r) for x_THK, r in zip(attended, rows, strict=True)]
         return tuple(expert.combine(*pair) for expert, *pair in zip(self.in_order, parts, attended, strict=True))
+
+
+def mixed(experts: Sequence[Expert], parts: Sequence[Tensor], neighbours: Sequence[Neighbours]) -> tuple[Tensor, ...]:
+    """The parts after their experts' convolutions; text has none."""
+    beside = [*neighbours, *[None] * (len(parts) - len(neighbours))]
+    return tuple(expert.mix(x_TD, near) for expert, x_TD, near in zip(experts, parts, beside, strict=True))
 
 
 def run_block(block: nn.Module, recompute: str, *inputs: Any) -> Any:

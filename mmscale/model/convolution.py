@@ -3,56 +3,103 @@
 Attention finds a neighbour by its position alone, which takes many samples to learn; a convolution has it from the first step.
 Source: Chu et al. 2021 (CPVT), section 3.2, conditional positional encodings; Li et al. 2022 (UniFormer), equation 1, before every layer.
 
-Shape letters: X tokens, S items and copies, (T, H, W) the largest grid of the items, D hidden size.
+A patch knows its neighbours as rows of the token buffer, so that items may have any shape, be of several modalities, have patches left
+out, and stand in any order in the fusion layers.
+
+Shape letters: X tokens, K taps of the kernel, D hidden size, (T, H, W) the largest grid of a modality's items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmscale.model.percepts import Items, walk
+from mmscale.model.percepts import Items, Percepts, walk
+from mmscale.model.sequences import gather_parts
 
 SIDE = 3
 """Patches that the kernel spans along each axis."""
+TAPS = SIDE**3
+"""Tap 9 i + 3 j + k reads what is i - 1 further in time, j - 1 in height, k - 1 in width."""
+NOW = range(9, 18)
+"""Those of the same time."""
+NOBODY = 1 << 40
+"""In place of the way to a neighbour that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
-    """Where the tokens of a modality's items stand, each item in a grid of its own. Patches that are not kept leave their cell empty."""
+class Neighbours:
+    """Where each token of a part finds the patches around it."""
 
-    items: int
-    grid: tuple[int, int, int]
-    """(T, H, W)."""
-    cell_X: Tensor
-    """Cell of each token, int64; one past the last for tokens that are no patch."""
+    way_XK: Tensor
+    """int64 rows from the token's own to its neighbour's, or NOBODY. Tokens that are no patch have no neighbours, not even themselves."""
+    taps: tuple[int, ...]
+    """Tap of each column; for every one the opposite, TAPS - 1 - tap, as well."""
 
-    @property
-    def cells(self) -> int:
-        """Cells of all items."""
-        t, h, w = self.grid
-        return self.items * t * h * w
+    rows_XK: Tensor
+    """Rows of the neighbours; one past the last for those that are not there."""
+
+    @classmethod
+    def along(cls, way_XK: Tensor, taps: tuple[int, ...]) -> Neighbours:
+        """Those that these ways lead to."""
+        own_X = torch.arange(len(way_XK), device=way_XK.device)
+        return cls(way_XK, taps, torch.where(way_XK == NOBODY, len(own_X), own_X[:, None] + way_XK))
 
 
-def canvas_of(items: Items, grid: tuple[int, int, int] | None) -> Canvas:
-    """Find the place of every token.
+def neighbours_of(percepts: Percepts, grid: tuple[int, int, int]) -> list[Neighbours]:
+    """Find the neighbours in the lower stack, part by part.
 
     Args:
-        items: of one modality.
-        grid: their largest grid; None where only the coordinates tell, which waits for the device.
+        percepts: what the samples show.
+        grid: that of a square image.
     """
-    item_X, _ = walk(items.lengths_S, len(items.coordinates_X3))
-    if grid is None:
-        t, h, w = items.coordinates_X3.amax(0).clamp(min=1).tolist() if len(items.coordinates_X3) else (1, 1, 1)
-        grid = (t, h, w)
-    place_X3 = items.coordinates_X3 - 1
-    cell_X = ((item_X * grid[0] + place_X3[:, 0]) * grid[1] + place_X3[:, 1]) * grid[2] + place_X3[:, 2]
+    if percepts.parts[0].length is not None:  # square images alone: no time, and nothing to wait for
+        return [Neighbours.along(_ways(percepts.items[0], grid, NOW), tuple(NOW))]
+    found = []
+    for expert in range(len(percepts.parts)):
+        items = [i for i in percepts.items if i.expert == expert]
+        way_XK = torch.cat([_ways(i, _grid(i.coordinates_X3), range(TAPS)) for i in items] or [percepts.rows_U.new_zeros(0, TAPS)])
+        taps = tuple((way_XK != NOBODY).any(0).nonzero().squeeze(1).tolist())
+        found.append(Neighbours.along(way_XK[:, taps], taps))
+    return found
+
+
+def fused_neighbours(lower: Sequence[Neighbours], percepts: Percepts, gathers: Sequence[Tensor]) -> list[Neighbours]:
+    """The same in the buffer of the fusion layers, where the tokens of an item still follow one another."""
+    if not lower:
+        return []
+    ways = gather_parts([n.way_XK for n in lower], percepts, gathers)
+    return [Neighbours.along(way_XK, n.taps) for way_XK, n in zip(ways, lower, strict=True)]
+
+
+def _grid(coordinates_X3: Tensor) -> tuple[int, int, int]:
+    t, h, w = coordinates_X3.amax(0).clamp(min=1).tolist() if len(coordinates_X3) else (1, 1, 1)
+    return t, h, w
+
+
+def _ways(items: Items, grid: tuple[int, int, int], taps: range) -> Tensor:
+    """(X, K) ways of a modality's tokens, by a look into the grids: which token stands in a cell."""
+    place_X3 = items.coordinates_X3 - 1  # leading tokens at -1
+    item_X, _ = walk(items.lengths_S, len(place_X3))
+    own_X, tap_K = torch.arange(len(place_X3), device=place_X3.device), torch.arange(taps.start, taps.stop, device=place_X3.device)
     cells = len(items.lengths_S) * grid[0] * grid[1] * grid[2]
-    return Canvas(len(items.lengths_S), grid, torch.where(place_X3[:, 0] >= 0, cell_X, cells))
+
+    def cell(place: Sequence[Tensor], item: Tensor) -> Tensor:
+        """The cell, or one past the last outside of the grid."""
+        inside = torch.stack([(p >= 0) & (p < size) for p, size in zip(place, grid, strict=True)]).all(0)
+        t, h, w = place
+        return torch.where(inside, ((item * grid[0] + t) * grid[1] + h) * grid[2] + w, cells)
+
+    token_C = own_X.new_full((cells + 1,), -1).index_copy(0, cell(place_X3.unbind(1), item_X), own_X)
+    token_C[cells:] = -1
+    steps = (tap_K // 9 - 1, tap_K // 3 % 3 - 1, tap_K % 3 - 1)
+    beside = [p[:, None] + step for p, step in zip(place_X3.unbind(1), steps, strict=True)]
+    found_XK = token_C[cell(beside, item_X[:, None])]
+    return torch.where((place_X3[:, :1] >= 0) & (found_XK >= 0), found_XK - own_X[:, None], NOBODY)
 
 
 class PatchConvolution(nn.Module):
@@ -62,26 +109,42 @@ class PatchConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, 1, SIDE, SIDE, SIDE))
 
-    def forward(self, x_XD: Tensor, canvases: Sequence[Canvas]) -> Tensor:
-        """Convolve the items of one modality after the other; (X, D). Tokens that are no patch stay as they are."""
-        if not canvases:  # an expert that no modality goes through
-            return x_XD + 0.0 * self.weight.sum()
-        parts = x_XD.split([len(canvas.cell_X) for canvas in canvases])
-        return torch.cat([self._convolve(*pair) for pair in zip(parts, canvases, strict=True)])
+    def forward(self, x_XD: Tensor, neighbours: Neighbours) -> Tensor:
+        """The tokens after it, (X, D); those that are no patch stay as they are."""
+        added: Tensor = _Convolution.apply(x_XD, self.weight.flatten(1), neighbours.rows_XK, neighbours.taps)  # type: ignore[no-untyped-call]
+        return added
 
-    def _convolve(self, x_XD: Tensor, canvas: Canvas) -> Tensor:
-        cells_CD = x_XD.new_zeros(canvas.cells + 1, x_XD.shape[1]).index_copy(0, canvas.cell_X, x_XD)[:-1]
-        t, h, w = canvas.grid
-        volume_SDTHW = cells_CD.view(canvas.items, t, h, w, x_XD.shape[1]).permute(0, 4, 1, 2, 3)
-        around_CD = self._neighbours(volume_SDTHW).permute(0, 2, 3, 4, 1).flatten(0, 3)
-        found_XD = torch.cat([around_CD, around_CD.new_zeros(1, around_CD.shape[1])]).index_select(0, canvas.cell_X)
-        return x_XD + found_XD
 
-    def _neighbours(self, volume_SDTHW: Tensor) -> Tensor:
-        """The convolution, in two dimensions where a third has one cell: so of images (T = 1) and of sound (W = 1)."""
-        weight, middle, d = self.weight.to(volume_SDTHW.dtype), SIDE // 2, len(self.weight)
-        for axis in (2, 4):
-            if volume_SDTHW.shape[axis] == 1:
-                flat_SDHW = F.conv2d(volume_SDTHW.squeeze(axis), weight.select(axis, middle), padding=middle, groups=d)
-                return flat_SDHW.unsqueeze(axis)
-        return F.conv3d(volume_SDTHW, weight, padding=middle, groups=d)
+class _Convolution(torch.autograd.Function):
+    """x + sum over taps of weight * neighbour. Neighbours are looked up again in backward: keeping them would take K times the memory.
+
+    Being somebody's neighbour is mutual, so that the gradient comes back by the opposite tap, without an atomic addition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_XD: Tensor, weight_DK: Tensor, rows_XK: Tensor, taps: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x_XD, weight_DK, rows_XK)
+        ctx.taps = taps
+        return _summed(x_XD, weight_DK, rows_XK, taps, range(len(taps)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient_XD,) = gradients
+        x_XD, weight_DK, rows_XK = ctx.saved_tensors
+        back_XD = _summed(gradient_XD, weight_DK, rows_XK, ctx.taps, [ctx.taps.index(TAPS - 1 - tap) for tap in ctx.taps])
+        padded_XD, slopes_DK = _padded(x_XD), torch.zeros_like(weight_DK)
+        for column, tap in enumerate(ctx.taps):
+            slopes_DK[:, tap] = (padded_XD.index_select(0, rows_XK[:, column]) * gradient_XD).sum(0)
+        return back_XD, slopes_DK, None, None
+
+
+def _padded(x_XD: Tensor) -> Tensor:
+    return torch.cat([x_XD, x_XD.new_zeros(1, x_XD.shape[1])])
+
+
+def _summed(x_XD: Tensor, weight_DK: Tensor, rows_XK: Tensor, taps: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """Each token and what the columns' neighbours add to it, by the weights of the taps."""
+    padded_XD, out_XD = _padded(x_XD), x_XD.clone()
+    for tap, column in zip(taps, columns, strict=True):
+        out_XD.addcmul_(padded_XD.index_select(0, rows_XK[:, column]), weight_DK[:, tap])
+    return out_XD

@@ -23,7 +23,7 @@ from mmscale.model import packed
 from mmscale.model.attention import Plan, dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
 from mmscale.model.configuration import MMScaleConfig
-from mmscale.model.convolution import Canvas, canvas_of
+from mmscale.model.convolution import Neighbours, fused_neighbours, neighbours_of
 from mmscale.model.embeddings import ImageEmbedding, TextEmbedding
 from mmscale.model.heads import ContrastiveScale, LanguageHead, NormHead, PooledProjection, Projection
 from mmscale.model.initialize import initialize_module
@@ -128,10 +128,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
     def lower_perception(self, batch: Batch, percepts: Percepts) -> list[Tensor]:
         """The perception experts' lower stacks; (X, D) of each."""
         embedded: list[list[Tensor]] = [[] for _ in percepts.parts]
-        canvases: list[list[Canvas]] = [[] for _ in percepts.parts]
         for items in percepts.items:
-            if self.config.image_tower.convolution:
-                canvases[items.expert].append(canvas_of(items, self.config.square_grid if items.tokens is None else None))
             if items.tokens is None:
                 x_NLD = self.image_embedding(batch.pixels_NCHW, batch.patch_mask_NP, items.copies, batch.kept_NK)
                 embedded[items.expert].append(x_NLD.flatten(0, 1))
@@ -141,10 +138,15 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
             embedded[items.expert].append(embedding(self.stream(batch, items.name), t.patches, t.items, t.hidden, t.order))
         none_TD = next(x_TD for xs in embedded for x_TD in xs)[:0]  # for an expert that no modality goes through
         stacks: list[Any] = [self.image_layers, *self.expert_layers.values()]
-        listed = zip(stacks, embedded, canvases, percepts.parts, strict=True)
-        return [self._run_part(stack, xs or [none_TD], drawn, part) for stack, xs, drawn, part in listed]
+        near: Sequence[Neighbours | None] = self.neighbours(percepts) or [None] * len(stacks)
+        listed = zip(stacks, embedded, percepts.parts, near, strict=True)
+        return [self._run_part(stack, xs or [none_TD], part, beside) for stack, xs, part, beside in listed]
 
-    def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], canvases: list[Canvas], part: Part) -> Tensor:
+    def neighbours(self, percepts: Percepts) -> list[Neighbours]:
+        """The patches around each token of the lower stacks, part by part; empty where no expert asks."""
+        return neighbours_of(percepts, self.config.square_grid) if self.config.image_tower.convolution else []
+
+    def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], part: Part, near: Neighbours | None) -> Tensor:
         x_TD = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
         plan: Plan
         if part.length is not None:
@@ -156,7 +158,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         places_X3 = part.coordinates_X3 if self.config.positions == "rotary" else None
         plan = with_positions(plan, places_X3, self.config, self.config.expert("image"))
         for block in layers:
-            x_TD = run_block(block, self._recompute, x_TD, plan, canvases)
+            x_TD = run_block(block, self._recompute, x_TD, plan, near)
         return x_TD
 
     def project_items(self, parts: list[Tensor], percepts: Percepts) -> tuple[Tensor, Tensor]:
@@ -207,9 +209,9 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         read = (*rows.part_rows, rows.text_rows)
         if not len(self.fusion_layers):
             parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, read, strict=True))
-        last = len(self.fusion_layers) - 1
+        last, near = len(self.fusion_layers) - 1, fused_neighbours(self.neighbours(percepts), percepts, seqs.gathers)
         for index, block in enumerate(self.fusion_layers):
-            parts = run_block(block, self._recompute, parts, seqs.plan, read if index == last else None)
+            parts = run_block(block, self._recompute, parts, seqs.plan, read if index == last else None, near)
         if rows.restore is None:
             return parts[0], parts[1]
         return torch.cat(parts[:-1]).index_select(0, rows.restore), parts[-1]
@@ -271,7 +273,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
 def _perception_layers(config: MMScaleConfig) -> nn.ModuleList:
     shape, convolution = config.expert("image"), config.image_tower.convolution
-    return nn.ModuleList(UnimodalBlock(config, shape, convolution) for _ in range(config.lower_layers("image")))
+    return nn.ModuleList(UnimodalBlock(config, shape, convolution=convolution) for _ in range(config.lower_layers("image")))
 
 
 def _blocks(layers: nn.ModuleList, kind: type[Block]) -> list[Block]:

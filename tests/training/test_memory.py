@@ -58,7 +58,6 @@ ITEMS = [
     {"image": {"leading_tokens": 2}, "text": {"hidden_size": 32, "num_heads": 1, "layers": 3}},
     {"image": {"convolution": True}},
     {"image": {"convolution": True}, "activation_checkpointing": "selective"},
-    {"image": {"convolution": True}, "activation_checkpointing": "full"},
     {"image": {"convolution": True}, "modalities": NATIVE},
 ]
 
