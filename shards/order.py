@@ -168,7 +168,9 @@ class GlobalOrder:
 def _distinct(values_n: Ints) -> Ints:
     """The values once each, ascending; np.unique imports all of numpy.ma first, 20 ms before the first sample."""
     sorted_n = np.sort(values_n)
-    return sorted_n[np.concatenate([np.ones(min(1, len(sorted_n)), dtype=bool), sorted_n[1:] != sorted_n[:-1]])]
+    is_first_n = np.concatenate([np.ones(min(1, len(sorted_n)), dtype=bool), sorted_n[1:] != sorted_n[:-1]])
+    distinct: Ints = sorted_n[is_first_n]
+    return distinct
 
 
 def _permute(values_n: Ints, sizes_n: Ints, keys_n: _Words) -> Ints:

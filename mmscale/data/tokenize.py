@@ -86,7 +86,8 @@ class TextTokenizer:
     @property
     def ordinary_ids(self) -> NDArray[np.int64]:
         """(V',) ids that stand for text, ascending: what a masked token may be replaced by."""
-        return np.setdiff1d(np.array(sorted(self._backend.get_vocab(with_added_tokens=True).values()), dtype=np.int64), self.special_ids)
+        ids = set(self._backend.get_vocab(with_added_tokens=True).values())
+        return np.array(sorted(ids.difference(self.special_ids)), dtype=np.int64)
 
     @property
     def digest(self) -> str:
