@@ -61,16 +61,16 @@ class Audio(Modality):
             need(exact >= 1 and exact == round(exact), f"`{where}.{key}` must be whole samples at {self.sample_rate} Hz; got {exact:g}.")
 
     def read(self, sample: Sample, out_PC: NDArray[Any], change: Change) -> Grid | None:
-        """Decode, pad with silence to whole patches, cut along time, then along bands."""
+        """Decode, augment, pad with silence to whole patches, cut along time, then along bands."""
         part = next((sample.parts[e] for e in AUDIO_EXTENSIONS if e in sample.parts), None)
         if part is None:
             return None
-        wave_N = decode_audio(part, self.sample_rate, round(self.max_seconds * self.sample_rate), key=sample.key)
+        wave_N = change.wave(decode_audio(part, self.sample_rate, round(self.max_seconds * self.sample_rate), key=sample.key))
         long, bands = math.ceil(len(wave_N) / self._patch_samples), self.mels // self.patch
         window = round(self.sample_rate * self.window_ms / 1000)
         wave_N = np.pad(wave_N, (0, long * self._patch_samples - len(wave_N)))
         heard = log_mel(wave_N, rate=self.sample_rate, bands=self.mels, window=window, hop=self._hop, scale=self.mel_scale)
-        cut = heard.reshape(long, self.patch, bands, self.patch).transpose(0, 2, 3, 1)  # (time, band, y = band, x = frame)
+        cut = change.spectrum(heard).reshape(long, self.patch, bands, self.patch).transpose(0, 2, 3, 1)  # (time, band, y = band, x = frame)
         np.copyto(out_PC[: long * bands].reshape(cut.shape), cut)
         return long, bands, 1
 

@@ -15,7 +15,7 @@ from mmscale.config import find_part, load_run_config
 from mmscale.modalities.audio import Audio, decode_audio
 from mmscale.modalities.image import NativeImage
 from mmscale.modalities.mel import log_mel
-from mmscale.modalities.modality import build_modalities
+from mmscale.modalities.modality import Change, build_modalities
 from mmscale.modalities.pixels import fitted_size
 from mmscale.modalities.video import Video
 from mmscale.model.embeddings import patchify
@@ -25,13 +25,9 @@ from shards.sample import Sample
 from tests.shards.recordings import clip, sound_only_mp4, tone
 
 
-def unchanged(picture: np.ndarray) -> np.ndarray:
-    return picture
-
-
 def read(modality, parts):
     out = np.empty((modality.max_patches, modality.values), modality.dtype)
-    grid = modality.read(Sample("k", parts), out, unchanged)
+    grid = modality.read(Sample("k", parts), out, Change())
     return grid, None if grid is None else out[: math.prod(grid)]
 
 
