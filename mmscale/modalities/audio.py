@@ -103,13 +103,15 @@ def decode_audio(data: bytes, rate: int, most: int, *, key: str = "") -> Floats:
         with av.open(io.BytesIO(data)) as container:
             if not container.streams.audio:
                 raise SampleError(key, "undecodable", "the audio part has no sound")
-            resampler, heard = av.AudioResampler(format="fltp", rate=rate), 0
+            resampler, heard, resampled = av.AudioResampler(format="fltp", rate=rate), 0, False
             for frame in container.decode(container.streams.audio[0]):
-                parts += [_samples(out) for out in resampler.resample(frame)]
+                as_it_is = frame.sample_rate == rate and not resampled
+                parts += [_samples(frame)] if as_it_is else [_samples(out) for out in resampler.resample(frame)]
+                resampled = not as_it_is
                 heard = sum(map(len, parts))
                 if heard >= most:
                     break
-            if heard < most:
+            if heard < most and resampled:
                 parts += [_samples(out) for out in resampler.resample(None)]
     except (av.FFmpegError, ValueError, EOFError) as e:
         raise SampleError(key, "undecodable", f"the audio does not decode ({' '.join(str(e).split())})") from e
@@ -120,6 +122,13 @@ def decode_audio(data: bytes, rate: int, most: int, *, key: str = "") -> Floats:
 
 
 def _samples(frame: av.AudioFrame) -> Floats:
+    """Mono samples in [-1, 1] of a frame of any format."""
+    values = frame.to_ndarray()
+    values_CN = values if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels).T
+    if values.dtype == np.uint8:
+        values_CN = values_CN.astype(np.int16) - 128
+    # FFmpeg's scales, powers of two; float32 before it, as FFmpeg has it
+    scale = 1.0 if values.dtype.kind == "f" else 0.5 ** (8 * values.dtype.itemsize - 1)
     # the mean, as shards write takes it: FFmpeg's own mix of two equal channels is louder than either
-    mono_N: Floats = np.asarray(frame.to_ndarray(), np.float32).mean(axis=0)
+    mono_N: Floats = (values_CN.astype(np.float32) * np.float32(scale)).mean(axis=0)
     return mono_N

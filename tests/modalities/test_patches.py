@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
@@ -92,6 +93,18 @@ def test_sound_of_any_container_is_resampled_mono(kind: str) -> None:
     inner = wave[4000:12000]
     assert np.sqrt((inner**2).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
     assert np.argmax(np.abs(np.fft.rfft(inner))) * 2 == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_sound_at_its_own_rate_keeps_every_bit(subtype: str, channels: int) -> None:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.random.default_rng(0).uniform(-1, 1, (30000, channels)), 16000, format="WAV", subtype=subtype)
+    written, _ = soundfile.read(io.BytesIO(stream.getvalue()), dtype="float32", always_2d=True)
+    wave = decode_audio(stream.getvalue(), 16000, 20000)
+    assert wave.dtype == np.float32
+    assert np.array_equal(wave, written[:20000].mean(axis=1))
+    assert len(decode_audio(stream.getvalue(), 16000, 40000)) == 30000
 
 
 def test_sound_is_cut_along_time_then_bands() -> None:
