@@ -23,7 +23,7 @@ from shards.sample import AUDIO_EXTENSIONS, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Audio(Modality):
-    """The sample's sound: decoded, mixed to mono, resampled, log-mel, cut into squares of bands x frames."""
+    """The sample's sound: decoded, mixed to mono, resampled, log-mel, cut into patches of bands x frames."""
 
     kind: str = "audio"
     sample_rate: int = 16000
@@ -39,12 +39,14 @@ class Audio(Modality):
     hop_ms: float = 10.0
     """Milliseconds between spectra."""
     patch: int = 16
-    """Mel bands, and frames, of a patch."""
+    """Mel bands of a patch, and its frames unless patch_frames says otherwise."""
+    patch_frames: int | None = None
+    """Frames of a patch; null for as many as bands. All bands and few frames (patch = mels) are whole spectra, one after another."""
 
     @property
     def values(self) -> int:
-        """A square of the spectrogram."""
-        return self.patch**2
+        """A rectangle of the spectrogram."""
+        return self.patch * self._frames
 
     @property
     def grid(self) -> Grid:
@@ -53,8 +55,9 @@ class Audio(Modality):
 
     def check(self, where: str) -> None:
         """Sizes that go into one another."""
-        for key in ("sample_rate", "max_seconds", "mels", "patch", "window_ms", "hop_ms"):
-            need(getattr(self, key) > 0, f"`{where}.{key}` must be above 0; got {getattr(self, key)}.")
+        for key in ("sample_rate", "max_seconds", "mels", "patch", "patch_frames", "window_ms", "hop_ms"):
+            value = getattr(self, key)
+            need(value is None or value > 0, f"`{where}.{key}` must be above 0; got {value}.")
         need(self.mels % self.patch == 0, f"`{where}.patch` must divide mels = {self.mels}; got {self.patch}.")
         for key in ("window_ms", "hop_ms"):
             exact = self.sample_rate * getattr(self, key) / 1000
@@ -70,7 +73,9 @@ class Audio(Modality):
         window = round(self.sample_rate * self.window_ms / 1000)
         wave_N = np.pad(wave_N, (0, long * self._patch_samples - len(wave_N)))
         heard = log_mel(wave_N, rate=self.sample_rate, bands=self.mels, window=window, hop=self._hop, scale=self.mel_scale)
-        cut = change.spectrum(heard).reshape(long, self.patch, bands, self.patch).transpose(0, 2, 3, 1)  # (time, band, y = band, x = frame)
+        cut = (
+            change.spectrum(heard).reshape(long, self._frames, bands, self.patch).transpose(0, 2, 3, 1)
+        )  # (time, band, y = band, x = frame)
         np.copyto(out_PC[: long * bands].reshape(cut.shape), cut)
         return long, bands, 1
 
@@ -79,8 +84,12 @@ class Audio(Modality):
         return round(self.sample_rate * self.hop_ms / 1000)
 
     @property
+    def _frames(self) -> int:
+        return self.patch_frames or self.patch
+
+    @property
     def _patch_samples(self) -> int:
-        return self._hop * self.patch
+        return self._hop * self._frames
 
 
 def decode_audio(data: bytes, rate: int, most: int, *, key: str = "") -> Floats:

@@ -117,6 +117,17 @@ def test_sound_is_cut_along_time_then_bands() -> None:
     assert read(modality, {"wav": tone(2.0)})[0] == modality.grid == (7, 4, 1)
 
 
+def test_patches_may_be_whole_spectra() -> None:
+    modality = Audio(max_seconds=0.5, mels=32, patch=32, patch_frames=2)
+    grid, values = read(modality, {"wav": tone(0.2, rate=16000)})
+    assert grid == (10, 1, 1)  # 3200 samples, 320 a patch
+    heard = log_mel(decode_audio(tone(0.2, rate=16000), 16000, 8000), rate=16000, bands=32, window=400, hop=160, scale="slaney")
+    assert np.array_equal(values[3].reshape(32, 2), heard[6:8].T)
+    assert (modality.values, modality.grid) == (64, (25, 1, 1))
+    with pytest.raises(ConfigError, match=r"`model\.modalities\.audio\.patch_frames` must be above 0; got 0\."):
+        Audio(patch_frames=0).check("model.modalities.audio")
+
+
 @pytest.mark.parametrize("data", [b"", b"RIFFgarbage" * 9, sound_only_mp4()[:40]])
 def test_what_is_no_sound_is_a_sample_error(data: bytes) -> None:
     with pytest.raises(SampleError, match="undecodable"):
