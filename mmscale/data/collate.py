@@ -198,7 +198,8 @@ class Collator:
             return None
         target_ML = targets[self.target.name].reshape(len(examples), -1) if self.target is not None else torch.empty(len(examples), 0)
         known_M = (target_ML != IGNORE).all(1).numpy()
-        return mix(examples, known_M, pixels_MHHC if self.takes_squares else None, seed=self.seed, alpha=self.augment.mixup)
+        squares = pixels_MHHC if self.takes_squares else None
+        return mix(examples, known_M, squares, self.modalities, seed=self.seed, alpha=self.augment.mixup)
 
     def _chooser(self, name: str) -> Chooser:
         return Chooser(name, self.seed, self.plan.keep.get(name), self.plan.patch_mask)

@@ -9,7 +9,7 @@ Shape letters: M samples, P patches, C numbers in a patch, H side of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mmscale.data.batch import Mixing
 from mmscale.data.example import Example
 from mmscale.data.keyed import Purpose, uniform
+from mmscale.modalities.modality import Modality
 
 
 def shares_for(seed: int, positions_M: NDArray[np.int64], alpha: float) -> NDArray[np.float32]:
@@ -35,7 +36,13 @@ def shares_for(seed: int, positions_M: NDArray[np.int64], alpha: float) -> NDArr
 
 
 def mix(
-    examples: Sequence[Example], known_M: NDArray[np.bool_], pixels_MHHC: NDArray[np.uint8] | None, *, seed: int, alpha: float
+    examples: Sequence[Example],
+    known_M: NDArray[np.bool_],
+    pixels_MHHC: NDArray[np.uint8] | None,
+    modalities: Mapping[str, Modality],
+    *,
+    seed: int,
+    alpha: float,
 ) -> Mixing:
     """Mix the items of each pair in place.
 
@@ -46,6 +53,7 @@ def mix(
         examples: M of them, decoded and augmented.
         known_M: whether each has a target.
         pixels_MHHC: (M, H, H, 3), row i the image of example i; None where images are no squares.
+        modalities: of the items; they say how two are laid over one another.
         seed: the run's seed.
         alpha: of the Beta distribution.
 
@@ -62,8 +70,13 @@ def mix(
             continue
         rows_M[row] = other
         if row < other:
-            for one, two in _laid_over(examples, row, other, pixels_MHHC):
-                _mix_pair(one, two, shares_M[row], shares_M[other])
+            shares = float(shares_M[row]), float(shares_M[other])
+            if pixels_MHHC is not None and examples[row].image is not None:
+                _mix_pair(Modality(), pixels_MHHC[row], pixels_MHHC[other], shares)
+            for name, item in examples[row].items.items():
+                one_PC, two_PC = item.values_PC, examples[other].items[name].values_PC
+                common = min(len(one_PC), len(two_PC))  # patches are in the order (time, height, width)
+                _mix_pair(modalities[name], one_PC[:common], two_PC[:common], shares)
     return Mixing(rows_M=torch.from_numpy(rows_M), shares_M=torch.from_numpy(shares_M))
 
 
@@ -73,22 +86,7 @@ def _alike(one: Example, two: Example) -> bool:
     return (one.image is None) == (two.image is None) and shapes[0] == shapes[1]
 
 
-def _laid_over(
-    examples: Sequence[Example], row: int, other: int, pixels_MHHC: NDArray[np.uint8] | None
-) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """The arrays of two samples that lie over one another; patches are in the order (time, height, width)."""
-    found = []
-    if pixels_MHHC is not None and examples[row].image is not None:
-        found.append((pixels_MHHC[row], pixels_MHHC[other]))
-    for name, item in examples[row].items.items():
-        one_PC, two_PC = item.values_PC, examples[other].items[name].values_PC
-        common = min(len(one_PC), len(two_PC))
-        found.append((one_PC[:common], two_PC[:common]))
-    return found
-
-
-def _mix_pair(one: NDArray[Any], two: NDArray[Any], share_one: np.float32, share_two: np.float32) -> None:
-    mixed_one = share_one * one + (1 - share_one) * two
-    mixed_two = share_two * two + (1 - share_two) * one
-    for array, mixed in ((one, mixed_one), (two, mixed_two)):
-        array[...] = np.rint(mixed) if array.dtype == np.uint8 else mixed
+def _mix_pair(modality: Modality, one: NDArray[Any], two: NDArray[Any], shares: tuple[float, float]) -> None:
+    mixed = modality.mix(one, two, shares[0]), modality.mix(two, one, shares[1])
+    for array, values in zip((one, two), mixed, strict=True):
+        array[...] = np.rint(values) if array.dtype == np.uint8 else values

@@ -90,6 +90,20 @@ class Modality:
     def check(self, where: str) -> None:
         """Raise ConfigError for settings that cannot work; `where` is the entry's key."""
 
+    def mix(self, one_PC: NDArray[Any], two_PC: NDArray[Any], share: float) -> NDArray[Any]:
+        """Lay the patches of two items over one another (mixup).
+
+        Args:
+            one_PC: patches of an item, of `dtype`.
+            two_PC: as many of another one.
+            share: of the first, from 0 to 1.
+
+        Returns:
+            Patches of any type of floats; bytes are rounded by who calls.
+        """
+        mixed_PC: NDArray[Any] = np.float32(share) * one_PC + np.float32(1 - share) * two_PC
+        return mixed_PC
+
     def read(self, sample: Sample, out_PC: NDArray[Any], change: Change) -> Grid | None:
         """Turn what a sample has of this modality into patches. Threads call this at once.
 
