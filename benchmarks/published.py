@@ -41,14 +41,23 @@ def measure(recipe: Recipe, part: Part, seed: int, folder: Path, words: list[str
     return {"part": part.name, "seed": seed, **metrics, "train_s": round(sum(seconds.values()), 1)}
 
 
-def summarize(name: str, recipe: Recipe, results: list[dict[str, Any]], wanted: list[str]) -> dict[str, Any]:
-    """A seed's number is the mean over its parts; mean and standard deviation over seeds, beside what was published."""
+def summarize(name: str, recipe: Recipe, results: list[dict[str, Any]], wanted: list[str], words: list[str]) -> dict[str, Any]:
+    """A seed's number is the mean over its parts; mean and standard deviation over seeds, beside what was published.
+
+    Args:
+        name: of the set.
+        recipe: its recipe.
+        results: of every training that is done.
+        wanted: parts; a seed counts when it has all of them.
+        words: what went over the recipe.
+    """
     seeds = sorted({r["seed"] for r in results if {o["part"] for o in results if o["seed"] == r["seed"]} == set(wanted)})
     metrics = [metric for names in recipe.tasks.values() for metric in names]
     by_seed = {m: [statistics.mean(r[m] for r in results if r["seed"] == seed) for seed in seeds] for m in metrics}
     return {
         "benchmark": f"published {name}",
         "note": recipe.note,
+        "words": words,
         "seeds": seeds,
         "metrics": {
             m: {"mean": statistics.mean(v), "std": statistics.stdev(v) if len(v) > 1 else None, "by_seed": v}
@@ -84,7 +93,8 @@ def main() -> None:
             folder = place / f"{'tuning-' if words.tuning else ''}seed-{seed}" / part.name
             results.append(measure(recipe, part, seed, folder, words.words))
             print(json.dumps(results[-1]), flush=True)
-            out.write_text(json.dumps(summarize(words.set, recipe, results, [p.name for p in parts]), indent=1) + "\n")
+            found = summarize(words.set, recipe, results, [p.name for p in parts], words.words)
+            out.write_text(json.dumps(found, indent=1) + "\n")
     print(out.read_text())
 
 
