@@ -15,9 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables.commands import call, train
 from tables.sources import REPOSITORY, easy_vqa, shapes
 
 from mmscale.config import load_run_config
@@ -33,7 +31,6 @@ from mmscale.data.augment import draws_for, follows, rewrite
 from mmscale.data.labels import label_vocabulary
 from shards.read import ShardReader
 
-MMSCALE = str(Path(sys.executable).with_name("mmscale"))
 CONTROLS = {"question only": ["data.image=false"], "image only": ["data.text=null"]}
 
 
@@ -83,13 +80,6 @@ RECIPES = {
 }
 
 
-def call(words: list[str], log: Path) -> None:
-    """Run a command with one thread; its output goes to a file."""
-    with log.open("w") as output:
-        env = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        subprocess.run(words, check=True, env=env, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
-
-
 def write_shards(name: str, place: Path) -> Path:
     """Write both splits once; the tokenizer is trained on the training split."""
     tables = {"easy-vqa": easy_vqa, "shapes": shapes}[name](place / "tables")
@@ -97,26 +87,13 @@ def write_shards(name: str, place: Path) -> Path:
         out = place / "shards" / split
         words = ["source=table", f"path={table}", f"out={out}", "quarantine.max_fraction=0", "image.format=png"]
         tokenizer = ["tokenizer.kind=wordpiece", "tokenizer.vocab_size=500", "tokenizer.lowercase=true"] if split == "train" else []
-        call([MMSCALE, "shards", "write", *words, *tokenizer], place / f"shards-{split}.log")
+        call(["shards", "write", *words, *tokenizer], place / f"shards-{split}.log")
     return place / "shards"
-
-
-def train(stage: str, run: Path, ranks: int, *words: str) -> float:
-    """Train one stage; returns its wall seconds, as measured when it was trained."""
-    if any(run.glob("checkpoints/*/MANIFEST.json")) and json.loads((run / "status.json").read_text())["state"] == "finished":
-        return json.loads((run / "seconds.json").read_text())
-    start = time.perf_counter()
-    log = run.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    call([MMSCALE, "launch", f"configs/{stage}/questions.yaml", f"run={run}", *words, "--ranks-per-node", str(ranks)], log)
-    seconds = time.perf_counter() - start
-    (run / "seconds.json").write_text(json.dumps(seconds))
-    return seconds
 
 
 def evaluate(run: Path, data: Path) -> dict[str, Any]:
     """Accuracy of a run's newest checkpoint, and of it over those questions alone that no step of the run can have shown."""
-    call([MMSCALE, "evaluate", str(run), "task=vqa", f"data={data}"], run.with_suffix(".evaluate.log"))
+    call(["evaluate", str(run), "task=vqa", f"data={data}"], run.with_suffix(".evaluate.log"))
     out = run / "evaluations" / "vqa"
     records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     shown, reader = questions_shown(run), ShardReader(data)
@@ -145,11 +122,12 @@ def measure(name: str, place: Path, seed: int, controls: bool) -> dict[str, Any]
     folder = place / f"seed-{seed}"
     words = [f"data.shards={shards / 'train'}", f"train.seed={seed}", *recipe.common]
     pretrained = folder / "pretrain"
-    seconds = train("pretrain", pretrained, recipe.ranks, *words, *recipe.pretrain)
+    seconds = train("configs/pretrain/questions.yaml", pretrained, *words, *recipe.pretrain, ranks=recipe.ranks)
     result: dict[str, Any] = {"seed": seed, "pretrain_s": seconds}
     for what, extra in ({"model": []} | (CONTROLS if controls else {})).items():
         run = folder / what.replace(" ", "-")
-        took = train("finetune", run, recipe.ranks, *words, f"init_from={pretrained}", *recipe.finetune, *extra)
+        start = f"init_from={pretrained}"
+        took = train("configs/finetune/questions.yaml", run, *words, start, *recipe.finetune, *extra, ranks=recipe.ranks)
         result[what] = evaluate(run, shards / recipe.split) | {"finetune_s": took}
         print(
             f"{name}, seed {seed}, {what}: {result[what]['accuracy']:.4f}  (pretraining {seconds:.0f} s, fine-tuning {took:.0f} s)",

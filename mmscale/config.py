@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mmscale.data_config import DataConfig, keep_schedules, mixture_sources
 from mmscale.model_config import ModelConfig
-from mmscale.objectives_config import TASKS, ObjectivesConfig, TaskConfig, unknown_task
+from mmscale.objectives_config import OBJECTIVES, TASKS, ObjectivesConfig, TaskConfig, unknown_task
 from mmscale.recovery_config import CheckpointConfig, GuardConfig, WatchdogConfig
 from shards import configfile
 from shards.configfile import need
@@ -253,11 +253,7 @@ def _check(config: RunConfig) -> None:
     config.zero.check()
     _check_task(config)
     _check_compile(config)
-    for key, words, count in (("directions", data.augment.directions, 4), ("colours", data.augment.colours, 3)):
-        need(
-            words is None or len({word.casefold() for word in words}) == len(words) == count,
-            f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
-        )
+    _check_augment(config)
     mixture_sources(data)
     need(
         0 <= data.pad_captions <= data.max_text_tokens,
@@ -294,13 +290,20 @@ def _check(config: RunConfig) -> None:
         f"`evaluate.patience` = {patience} counts evaluations without a higher `checkpoint.best`, which is null. Name a metric there.",
     )
     need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
-    weights = [
-        getattr(config.objectives, name).weight for name in ("contrastive", "matching", "masked_language", "captioning", "masked_image")
-    ]
+    weights = [getattr(config.objectives, name).weight for name in OBJECTIVES]
     need(
         config.task is not None or any(w > 0 for w in weights),
         "Nothing to train: every `objectives.*.weight` is 0 and no `task` is set. Give an objective a weight or name a task.",
     )
+
+
+def _check_augment(config: RunConfig) -> None:
+    augment, objectives = config.data.augment, config.objectives
+    augment.check()
+    augment.check_sound(config.model.modalities)
+    augment.check_word_mask(objectives.masked_language.weight > 0)
+    others = [name for name in OBJECTIVES if getattr(objectives, name).weight > 0]
+    augment.check_mixup(None if config.task is None else config.task.name, config.data.text, others)
 
 
 def _check_captions(config: RunConfig) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from mmscale.augment_config import AugmentConfig
 from shards import configfile
 from shards.errors import ConfigError
 from shards.order import LANES
@@ -37,31 +38,6 @@ class OrderConfig:
     """Places of the data set that a step takes its samples from; fewer need less cache, more mix better. At least as many as nodes."""
     block: int | None = None
     """Rows that are shuffled among each other in a lane, a few shards' worth; null is a 64th of a lane, 8,192 to 131,072."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AugmentConfig:
-    """Image augmentation at training time, keyed by (train.seed, position)."""
-
-    shift: int = 0
-    """Random translation, at most so many pixels each way; the border is repeated."""
-    scale: float = 0.0
-    """Random zoom by a factor in [1 - scale, 1 + scale]."""
-    flip: float = 0.0
-    """Probability of a horizontal flip."""
-    brightness: float = 0.0
-    """Largest relative change of brightness, 0.2 for +-20 %."""
-    contrast: float = 0.0
-    """Largest relative change of contrast, 0.2 for +-20 %."""
-    channel_permutation: bool = False
-    """Shuffle the three colour channels."""
-    dihedral: bool = False
-    """One of the eight flips and quarter turns of a square image."""
-    directions: list[str] | None = None
-    """Four phrases of the texts and labels, clockwise from above, such as [above, right of, below, left of]: they turn with the image
-    (flip, dihedral), so that what is said of it stays true. null: texts stay as they are."""
-    colours: list[str] | None = None
-    """Three words of the texts and labels, for red, green and blue: they follow the channels (channel_permutation). null: as they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,8 @@ from shards.configfile import need
 
 TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning", "answering", "reasoning")
 """Tasks that come with mmscale: each is a file of that name in mmscale/tasks."""
+OBJECTIVES = ("contrastive", "matching", "masked_language", "captioning", "masked_image")
+"""Keys of `ObjectivesConfig`."""
 
 
 def unknown_task(key: str, name: str) -> str:

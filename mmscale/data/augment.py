@@ -1,4 +1,4 @@
-"""Augmentation that is a pure function of (seed, position): the same on any rank, worker and resume.
+"""Augmentation of pictures, and where that of sound starts: a pure function of (seed, position), the same on any rank, worker and resume.
 
 Images are changed, and words that name directions or colours in them can follow: a picture that is mirrored swaps its left and right
 (as do the texts of Kamath et al. 2021, MDETR).
@@ -7,19 +7,24 @@ Images are changed, and words that name directions or colours in them can follow
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmscale.data_config import AugmentConfig
+from mmscale.augment_config import AugmentConfig
+from mmscale.data.augment_sound import DRAWS as SOUND_DRAWS
+from mmscale.data.augment_sound import apply_to_spectrum, apply_to_wave
 from mmscale.data.keyed import Purpose, uniform
+from mmscale.modalities.modality import Change
 
-DRAWS = 8
-"""Numbers an image takes; each kind of change has its own place, so that turning one on leaves the others as they were."""
+PICTURE_DRAWS = 8
+DRAWS = PICTURE_DRAWS + SOUND_DRAWS
+"""Numbers a sample takes; each kind of change has its own place, so that turning one on leaves the others as they were."""
 
-_SHIFT_X, _SHIFT_Y, _SCALE, _FLIP, _BRIGHTNESS, _CONTRAST, _CHANNELS, _DIHEDRAL = range(DRAWS)
+_SHIFT_X, _SHIFT_Y, _SCALE, _FLIP, _BRIGHTNESS, _CONTRAST, _CHANNELS, _DIHEDRAL = range(PICTURE_DRAWS)
 _PERMUTATIONS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
@@ -28,9 +33,30 @@ def draws_for(seed: int, positions: NDArray[np.int64]) -> NDArray[np.float64]:
     return uniform(seed, positions, Purpose.AUGMENT, DRAWS)
 
 
+@dataclass(frozen=True, slots=True)
+class Augmentation(Change):
+    """The changes of one position."""
+
+    config: AugmentConfig
+    draws: NDArray[np.float64]
+    """(DRAWS,) numbers in (0, 1)."""
+
+    def __call__(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Augment a picture of any shape."""
+        return apply(picture_HWC, self.config, self.draws)
+
+    def wave(self, wave_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Move a sound in time and change its loudness."""
+        return apply_to_wave(wave_N, self.config, self.draws[PICTURE_DRAWS:])
+
+    def spectrum(self, heard_TB: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hide stretches of a spectrogram."""
+        return apply_to_spectrum(heard_TB, self.config, self.draws[PICTURE_DRAWS:])
+
+
 def is_active(config: AugmentConfig) -> bool:
-    """Whether the configuration changes any image."""
-    return config != AugmentConfig()
+    """Whether the configuration changes any picture or sound by itself."""
+    return replace(config, word_mask=0.0, mixup=0.0) != AugmentConfig()
 
 
 def augment(image: NDArray[np.uint8], config: AugmentConfig, seed: int, position: int) -> NDArray[np.uint8]:

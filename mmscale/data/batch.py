@@ -52,6 +52,16 @@ class PatchStream:
 
 
 @dataclass(slots=True)
+class Mixing:
+    """Which samples were laid over which (mixup)."""
+
+    rows_M: Tensor
+    """int64 row of each sample's partner; its own where it has none."""
+    shares_M: Tensor
+    """float32 share of a sample itself in what is seen of it, from 0.5 to 1; the rest is its partner's."""
+
+
+@dataclass(slots=True)
 class Batch:
     """One micro-batch of one rank."""
 
@@ -82,6 +92,8 @@ class Batch:
     """What samples have of the modalities in `model.modalities`, in the order in which a sample's items follow one another."""
     kept_NK: Tensor | None = None
     """int64 patches of each image that the model sees, ascending; None for all. With it `patch_mask_NP` is about these, K of them."""
+    mixing: Mixing | None = None
+    """Samples that are mixtures; None where mixup is off."""
 
     host: Batch | None = None
     """Of a batch on a device the one it was copied from: what sizes follow from, without waiting for the device."""
@@ -133,7 +145,7 @@ class Batch:
         def convert(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return function(value)
-            if isinstance(value, (TextStream, PatchStream)):
+            if isinstance(value, (TextStream, PatchStream, Mixing)):
                 return type(value)(**{f.name: function(getattr(value, f.name)) for f in fields(value)})
             if isinstance(value, dict):
                 return {k: convert(v) for k, v in value.items()}

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,7 +147,7 @@ class Job:
         for row, (place, sample) in enumerate(zip(places, samples, strict=True), first):
             out = self.pixels_MHHC[row] if wants_image else None
             outs = {name: (collator.modalities[name], region[row]) for name, region in self.regions.items()}
-            change = partial(collator.change, draws=self.draws[row])
+            change = collator.change(self.draws[row])
             example = dataset.decode(place, sample, out, image=wants_image, modalities=outs, change=change)
             if out is not None and example.image is not None:
                 collator.augment_into(out, self.draws[row])

@@ -12,24 +12,28 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mmscale.augment_config import AugmentConfig
 from mmscale.config import RunConfig
-from mmscale.data.augment import apply, draws_for, follows, is_active, rewrite
-from mmscale.data.batch import IGNORE, Batch, PatchStream, TextStream
+from mmscale.data.augment import Augmentation, apply, draws_for, follows, is_active, rewrite
+from mmscale.data.batch import IGNORE, Batch, Mixing, PatchStream, TextStream
 from mmscale.data.example import Example
 from mmscale.data.keyed import Purpose, uniform
+from mmscale.data.mixup import mix
 from mmscale.data.patches import BYTES_A_PATCH, BYTES_AN_ITEM, Chooser, gather_stream
 from mmscale.data.plan import StreamPlan
 from mmscale.data.targets import Facts, Follow, Target
 from mmscale.data.tokenize import TextTokenizer
-from mmscale.data_config import AugmentConfig
-from mmscale.modalities.modality import Modality, build_modalities
+from mmscale.modalities.modality import Change, Modality, build_modalities
 from mmscale.tasks.kinds import kind_of_stage
 
 _CAPTION, _TEXT, _FUSE, _IMAGE = range(4)
 """Columns of the Purpose.CHOICE draws: which caption; whether the text stream, fusion and image masking take the sample."""
 Encoded = list[tuple[int, list[int]]]
 """(row, ids) of each sample that has a text."""
+BYTES_OF_MIXING = 12
+"""Of a sample: its partner's row and its own share."""
 _REPLACE_BY_MASK, _REPLACE_BY_RANDOM = 0.8, 0.9
 """BERT's 80 / 10 / 10: mask token, random token, left as it is (Devlin et al. 2019)."""
 
@@ -130,9 +134,9 @@ class Collator:
         if draws.size:
             image_HHC[...] = apply(image_HHC, self.augment, draws)
 
-    def change(self, picture_HWC: NDArray[np.uint8], draws: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Augment a picture of any shape. Threads may call this at once."""
-        return apply(picture_HWC, self.augment, draws) if draws.size else picture_HWC
+    def change(self, draws: NDArray[np.float64]) -> Change:
+        """What augmentation does to the parts of a sample. Threads may call this at once."""
+        return Augmentation(self.augment, draws) if draws.size else Change()
 
     def assemble(
         self, examples: Sequence[Example], pixels_MHHC: NDArray[np.uint8], regions: Mapping[str, NDArray[Any]] | None = None
@@ -148,12 +152,14 @@ class Collator:
         """
         positions_M = np.array([e.position for e in examples], dtype=np.int64)
         choice_M4 = uniform(self.seed, positions_M, Purpose.CHOICE, 4)
+        follow = self._follow(examples, positions_M)
+        targets = {} if self.target is None else {self.target.name: self.target.of(examples, follow)}
+        mixing = self._mix(examples, targets, pixels_MHHC)
         image_rows_N = [i for i, e in enumerate(examples) if e.image is not None] if self.takes_squares else []
         for target, row in enumerate(image_rows_N):
             if target != row:
                 pixels_MHHC[target] = pixels_MHHC[row]
         kept_NK = self._kept(positions_M[image_rows_N])
-        follow = self._follow(examples, positions_M)
         encoded = {name: self._encode(examples, name, choice_M4, follow) for name in {self.plan.caption, self.plan.text}}
         return Batch(
             positions_M=torch.from_numpy(positions_M),
@@ -173,7 +179,8 @@ class Collator:
             caption=self._caption_stream(encoded[self.plan.caption], self._prompts(examples, follow), choice_M4),
             text=self._text_stream(encoded[self.plan.text], positions_M, choice_M4),
             gumbel_MG=torch.from_numpy(self._gumbel(positions_M)),
-            targets={} if self.target is None else {self.target.name: self.target.of(examples, follow)},
+            targets=targets,
+            mixing=mixing,
             fields=[] if self.training else [e.fields | {"captions": e.captions} for e in examples],
         )
 
@@ -183,7 +190,16 @@ class Collator:
         sample = 2 * stream + 32 + self.patches + 4 * self._group(samples) + (0 if self.target is None else self.target.sample_bytes)
         sample += 8 * self.patches if "image" in self.plan.keep else 0
         sample += sum(BYTES_A_PATCH * m.max_patches + BYTES_AN_ITEM for m in self.modalities.values())
+        sample += BYTES_OF_MIXING if self.augment.mixup else 0
         return samples * sample + 4096 * (1 + len(self.modalities))
+
+    def _mix(self, examples: Sequence[Example], targets: Mapping[str, Tensor], pixels_MHHC: NDArray[np.uint8]) -> Mixing | None:
+        if not self.augment.mixup:
+            return None
+        target_ML = targets[self.target.name].reshape(len(examples), -1) if self.target is not None else torch.empty(len(examples), 0)
+        known_M = (target_ML != IGNORE).all(1).numpy()
+        squares = pixels_MHHC if self.takes_squares else None
+        return mix(examples, known_M, squares, self.modalities, seed=self.seed, alpha=self.augment.mixup)
 
     def _chooser(self, name: str) -> Chooser:
         return Chooser(name, self.seed, self.plan.keep.get(name), self.plan.patch_mask)
@@ -247,8 +263,20 @@ class Collator:
         sequences = [(row, ids) for row, ids in encoded if takes_part_M[row]]
         ids_T, cu_seqlens_S1, rows_S = _concatenate(sequences)
         masked_S = choice_M4[rows_S, _TEXT] < self.plan.token_mask_fraction
+        self._mask_words(ids_T, cu_seqlens_S1, positions_M[rows_S])
         labels_T = self._mask_tokens(ids_T, cu_seqlens_S1, positions_M[rows_S], masked_S)
         return _stream(ids_T, cu_seqlens_S1, rows_S, labels_T, np.ones(len(rows_S), dtype=bool))
+
+    def _mask_words(self, ids_T: NDArray[np.int64], cu_seqlens_S1: NDArray[np.int32], positions_S: NDArray[np.int64]) -> None:
+        """Put [MASK] in the place of some tokens, begin and end left out; nobody has to guess them."""
+        if self.tokenizer.mask is None or not self.augment.word_mask or not len(ids_T):
+            return
+        lengths_S = np.diff(cu_seqlens_S1)
+        place_L = np.arange(int(lengths_S.max()))
+        draws_SL = uniform(self.seed, positions_S, Purpose.WORD_MASK, len(place_L))
+        inside_SL = place_L < lengths_S[:, None]
+        hidden_SL = (draws_SL < self.augment.word_mask) & (place_L > 0) & (place_L < lengths_S[:, None] - 1)
+        ids_T[hidden_SL[inside_SL]] = self.tokenizer.mask
 
     def _mask_tokens(
         self, ids_T: NDArray[np.int64], cu_seqlens_S1: NDArray[np.int32], positions_S: NDArray[np.int64], masked_S: NDArray[np.bool_]

@@ -132,7 +132,7 @@ class ShardDataset(Dataset[Example]):
         *,
         image: bool = True,
         modalities: Mapping[str, tuple[Modality, NDArray[Any]]] | None = None,
-        change: Change = lambda picture: picture,
+        change: Change | None = None,
     ) -> Example:
         """Decode the sample of a place.
 
@@ -142,7 +142,7 @@ class ShardDataset(Dataset[Example]):
             out: (image_size, image_size, 3) uint8 that the image is decoded into.
             image: False leaves the image undecoded and out.
             modalities: those that are read, by name, each with the memory its patches are written into.
-            change: augmentation of the modalities' pictures.
+            change: augmentation of the modalities' parts; None for none.
 
         Returns:
             The sample; one that does not decode comes with weight 0 and its error.
@@ -155,7 +155,7 @@ class ShardDataset(Dataset[Example]):
             )
             items = {}
             for name, (modality, out_PC) in (modalities or {}).items():
-                grid = modality.read(sample, out_PC, change)
+                grid = modality.read(sample, out_PC, change or Change())
                 if grid is not None:
                     items[name] = Patches(out_PC[: grid[0] * grid[1] * grid[2]], grid)
             return Example(position, sample.key, 1.0, pixels, sample.captions(), sample.fields(), items=items)

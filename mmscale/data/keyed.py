@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     GUMBEL = 5
     KEEP = 6
     WRITE = 7
+    MIX = 8
+    WORD_MASK = 9
 
 
 def purpose_of(purpose: Purpose, modality: str) -> int:

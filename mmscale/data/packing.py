@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmscale.data.batch import Batch, PatchStream, TextStream
+from mmscale.data.batch import Batch, Mixing, PatchStream, TextStream
 
 ALIGNMENT = 64
 """Bytes that a tensor's place is a multiple of."""
@@ -71,6 +71,7 @@ def unpack(packed: Packed, arena: Tensor) -> Batch:
         targets={name.removeprefix("targets."): t for name, t in found.items() if name.startswith("targets.")},
         streams=streams,
         kept_NK=found.get("kept_NK"),
+        mixing=Mixing(found["mixing.rows_M"], found["mixing.shares_M"]) if "mixing.rows_M" in found else None,
     )
 
 
@@ -79,4 +80,5 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     targets = {f"targets.{name}": tensor for name, tensor in batch.targets.items()}
     patches = {f"streams.{s}.{f.name}": getattr(stream, f.name) for s, stream in batch.streams.items() for f in fields(PatchStream)}
     kept = {} if batch.kept_NK is None else {"kept_NK": batch.kept_NK}
-    return {name: getattr(batch, name) for name in _PLAIN} | streams | targets | patches | kept
+    mixing = {} if batch.mixing is None else {f"mixing.{f.name}": getattr(batch.mixing, f.name) for f in fields(Mixing)}
+    return {name: getattr(batch, name) for name in _PLAIN} | streams | targets | patches | kept | mixing

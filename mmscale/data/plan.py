@@ -63,6 +63,8 @@ class StreamPlan:
             )
         needs_caption = objectives.contrastive.weight > 0 or objectives.captioning.weight > 0 or (task is not None and task.caption)
         needs_text = language.weight > 0 or matching.weight > 0 or (task is not None and task.text)
+        if training and config.data.augment.word_mask:
+            _check_word_mask(needs_text and config.data.text is not None, has_mask)
         has_text = (needs_text and config.data.text is not None) or (needs_caption and config.data.caption is not None)
         if task is not None and task.head is not None and not (config.data.image or has_text):
             raise ConfigError(
@@ -83,6 +85,18 @@ class StreamPlan:
             matching=matching.weight > 0,
             matching_group=matching.group,
             keep=keep_schedules(config.data.keep, {"image", *config.model.modalities}, config.train.global_batch) if training else {},
+        )
+
+
+def _check_word_mask(has_text: bool, has_mask: bool) -> None:
+    if not has_text:
+        raise ConfigError(
+            "`data.augment.word_mask` hides words of `data.text`, which nothing in this stage reads. Name a field there for a task that "
+            "reads a text, or set word_mask to 0."
+        )
+    if not has_mask:
+        raise ConfigError(
+            "`data.augment.word_mask` needs a mask token and the tokenizer has none. Choose a tokenizer with [MASK], or set it to 0."
         )
 
 

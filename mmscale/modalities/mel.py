@@ -42,6 +42,17 @@ def log_mel(wave_N: Floats, *, rate: int, bands: int, window: int, hop: int, sca
     return heard_TB
 
 
+def power_of(heard: Floats) -> NDArray[np.float64]:
+    """The power that `log_mel` gives as (log10 + 4) / 4."""
+    return 10.0 ** (4.0 * heard.astype(np.float64) - 4.0)
+
+
+def log_of(power: NDArray[np.float64]) -> Floats:
+    """(log10 + 4) / 4 of a power, as `log_mel` gives it."""
+    heard: Floats = ((np.log10(np.maximum(power, _FLOOR)) + 4.0) / 4.0).astype(np.float32)
+    return heard
+
+
 @lru_cache(maxsize=8)
 def mel_filters(rate: int, bands: int, window: int, scale: str) -> NDArray[np.float64]:
     """Triangular filters, (window // 2 + 1, bands): each rises from its left neighbour's centre and falls to its right one's."""

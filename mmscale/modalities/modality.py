@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,8 +22,6 @@ from shards.sample import Sample
 
 Grid = tuple[int, int, int]
 """Patches of an item along time, height and width; a modality without an axis has 1 there."""
-Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""The augmentation of one position, of a (height, width, 3) uint8 picture."""
 
 KINDS = {
     "image": "mmscale.modalities.image:NativeImage",
@@ -37,6 +35,22 @@ PERCEPTION = "perception"
 """The expert that modalities share unless they name another one."""
 
 T = TypeVar("T")
+
+
+class Change:
+    """What augmentation does to the parts of the sample at one position. This one leaves them as they are."""
+
+    def __call__(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Change a (height, width, 3) picture, or each frame of a clip alike."""
+        return picture_HWC
+
+    def wave(self, wave_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Change the samples (N,) of a sound."""
+        return wave_N
+
+    def spectrum(self, heard_TB: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Change its log-mel spectrogram, frames by bands."""
+        return heard_TB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +90,27 @@ class Modality:
     def check(self, where: str) -> None:
         """Raise ConfigError for settings that cannot work; `where` is the entry's key."""
 
+    def mix(self, one_PC: NDArray[Any], two_PC: NDArray[Any], share: float) -> NDArray[Any]:
+        """Lay the patches of two items over one another (mixup).
+
+        Args:
+            one_PC: patches of an item, of `dtype`.
+            two_PC: as many of another one.
+            share: of the first, from 0 to 1.
+
+        Returns:
+            Patches of any type of floats; bytes are rounded by who calls.
+        """
+        mixed_PC: NDArray[Any] = np.float32(share) * one_PC + np.float32(1 - share) * two_PC
+        return mixed_PC
+
     def read(self, sample: Sample, out_PC: NDArray[Any], change: Change) -> Grid | None:
         """Turn what a sample has of this modality into patches. Threads call this at once.
 
         Args:
             sample: a sample.
             out_PC: (max_patches, values) of `dtype`; the first patches are written, in the order (time, height, width).
-            change: augmentation, for pictures.
+            change: the position's augmentation: call it with pictures, its `wave` and `spectrum` with sound.
 
         Returns:
             The item's grid, or None where the sample has no such part.

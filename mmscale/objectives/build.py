@@ -13,7 +13,9 @@ from mmscale.objectives.contrastive import Contrastive
 from mmscale.objectives.masked_image import MaskedImage
 from mmscale.objectives.masked_language import MaskedLanguage
 from mmscale.objectives.matching import Matching
+from mmscale.objectives.tag import Tag
 from mmscale.tasks.kinds import kind_of
+from shards.errors import ConfigError
 
 
 def build_objectives(config: RunConfig, facts: Facts | None = None) -> list[Objective]:
@@ -37,6 +39,11 @@ def build_objectives(config: RunConfig, facts: Facts | None = None) -> list[Obje
         added = kind_of(config.task.name).objective(config.task)
         if facts is not None and facts.weights is not None and isinstance(added, Classify):
             added = dataclasses.replace(added, class_weights=facts.weights)
+        if config.data.augment.mixup and not isinstance(added, (Classify, Tag)):
+            raise ConfigError(
+                f"`data.augment.mixup` mixes labels, and the loss of task.name = {config.task.name} is neither Classify nor Tag, which "
+                "know how. Set mixup=0."
+            )
         built = [_sum(objective, added) for objective in built]
         if added.name not in {objective.name for objective in built}:
             built.append(added)

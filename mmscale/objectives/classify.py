@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -38,10 +39,15 @@ class Classify:
         return float((batch.targets[self.head] != IGNORE).sum())
 
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
-        """Sum over labelled samples."""
+        """Sum over labelled samples; of a mixture both labels count, each by its share. The accuracy logged is that of the larger part."""
         logits_MC, labels_M = state.class_logits_MC[self.head], batch.targets[self.head]
         weight_C = None if self.class_weights is None else logits_MC.new_tensor(self.class_weights)
-        loss = F.cross_entropy(logits_MC, labels_M, weight_C, ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction="sum")
+        cross_entropy = partial(F.cross_entropy, logits_MC, weight=weight_C, ignore_index=IGNORE, label_smoothing=self.label_smoothing)
+        if batch.mixing is None:
+            loss = cross_entropy(labels_M, reduction="sum")
+        else:
+            own_M, other_M = batch.mixing.shares_M, labels_M[batch.mixing.rows_M]
+            loss = (own_M * cross_entropy(labels_M, reduction="none") + (1 - own_M) * cross_entropy(other_M, reduction="none")).sum()
         labelled = labels_M != IGNORE
         hits = (logits_MC.detach().argmax(1) == labels_M) & labelled
         return Term(loss, {"accuracy": (hits.sum().float(), labelled.sum().float())})

@@ -38,10 +38,15 @@ class Tag:
         return float((batch.targets[self.head] != IGNORE).sum())
 
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
-        """Sum over pairs of a sample and a label; logs micro F1 at probability 0.5."""
+        """Sum over pairs of a sample and a label; the targets of a mixture are mixed by its shares. Logs micro F1 at
+        probability 0.5, of a mixture's larger part."""
         logits_MC, target_MC = state.class_logits_MC[self.head], batch.targets[self.head]
         known_MC = (target_MC != IGNORE).float()
         target_MC = target_MC * known_MC
-        loss = F.binary_cross_entropy_with_logits(logits_MC, target_MC, weight=known_MC, reduction="sum")
+        mixed_MC = target_MC
+        if batch.mixing is not None:
+            own_M1 = batch.mixing.shares_M[:, None]
+            mixed_MC = own_M1 * target_MC + (1 - own_M1) * target_MC[batch.mixing.rows_M]
+        loss = F.binary_cross_entropy_with_logits(logits_MC, mixed_MC, weight=known_MC, reduction="sum")
         predicted_MC = (logits_MC.detach() >= 0).float() * known_MC
         return Term(loss, {"micro_f1": (2 * (predicted_MC * target_MC).sum(), predicted_MC.sum() + target_MC.sum())})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmscale.data_config import AugmentConfig
+from mmscale.augment_config import AugmentConfig
 from mmscale.data.augment import augment, draws_for, follows, is_active, rewrite
 
 EVERYTHING = AugmentConfig(shift=3, scale=0.2, flip=0.5, brightness=0.3, contrast=0.3, channel_permutation=True, dihedral=True)

@@ -8,8 +8,11 @@ from mmscale.data.batch import IGNORE
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.example import Example
 from shards.errors import ConfigError
-from tests.data.tiny import AUGMENT, PATCH, SIZE, assert_equal, caption, collator, mixed, tokenizer_folder, write
+from tests.data.tiny import AUGMENT, EVERY_OBJECTIVE, PATCH, SIZE, assert_equal, caption, collator, mixed, tokenizer_folder, write
 from tests.data.tiny import collator as build
+
+
+NOTHING = {name: {"weight": 0.0} for name in EVERY_OBJECTIVE}
 
 
 def sequences(stream):
@@ -229,3 +232,36 @@ def test_texts_and_labels_follow_the_channels_of_the_image(tmp_path):
     assert evaluating(samples).targets["label"].tolist() == [1] * 60
     blind = made([Example(p, "k", fields=fields) for p in range(60)])
     assert blind.targets["label"].tolist() == [1] * 60  # nothing was shown, so nothing follows
+
+
+def test_words_are_masked_by_position_and_only_where_a_task_reads_them(tmp_path):
+    stage = {"task": {"name": "classification"}, "objectives": NOTHING}
+
+    def stream(part: float, positions, training: bool = True):
+        augment = dict.fromkeys(AUGMENT, 0) | {"word_mask": part}
+        made = build(tmp_path, tmp_path, training=training, data={"label": "answer", "labels": ["red", "blue"], "augment": augment}, **stage)
+        return made([Example(p, f"k{p}", captions=[caption(p)]) for p in positions]).text, made.tokenizer
+
+    (plain, tokenizer), (masked, _) = stream(0.0, range(200)), stream(0.3, range(200))
+    begins, ends = plain.cu_seqlens_S1[:-1].long(), plain.cu_seqlens_S1[1:].long() - 1
+    changed = plain.ids_T != masked.ids_T
+    assert torch.equal(masked.cu_seqlens_S1, plain.cu_seqlens_S1)
+    assert (masked.ids_T[changed] == tokenizer.mask).all()
+    assert not changed[begins].any()
+    assert not changed[ends].any()
+    assert 0.25 < changed.sum() / (len(changed) - 2 * len(begins)) < 0.35
+    assert (masked.labels_T == IGNORE).all()
+    some, _ = stream(0.3, [150, 7])
+    whole = [masked.ids_T[begins[p] : ends[p] + 1] for p in (150, 7)]
+    assert torch.equal(some.ids_T, torch.cat(whole))
+    assert torch.equal(stream(0.3, range(200), training=False)[0].ids_T, plain.ids_T)
+
+
+def test_word_mask_needs_a_text_and_a_mask_token(tmp_path):
+    stage = {"task": {"name": "classification"}, "objectives": NOTHING}
+    data = {"label": "answer", "labels": ["red", "blue"], "augment": {"word_mask": 0.1}}
+    with pytest.raises(ConfigError, match=r"^`data\.augment\.word_mask` hides words of `data\.text`, which nothing in this stage reads\."):
+        build(tmp_path, tmp_path, data=data | {"text": None}, **stage)
+    tokenizer_folder(tmp_path / "maskless" / "tokenizer", mask=False)
+    with pytest.raises(ConfigError, match=r"^`data\.augment\.word_mask` needs a mask token and the tokenizer has none\."):
+        build(tmp_path / "maskless", tmp_path, data=data, **stage)

@@ -119,6 +119,9 @@ def assert_equal(one: Batch, other: Batch) -> None:
         elif name == "streams":
             assert list(a) == list(b)
             assert all(same(getattr(a[k], f), getattr(b[k], f)) for k in a for f in a[k].__dataclass_fields__)
+        elif name == "mixing":
+            assert (a is None) == (b is None)
+            assert a is None or (same(a.rows_M, b.rows_M) and same(a.shares_M, b.shares_M))
         elif name == "targets":
             assert a.keys() == b.keys()
             assert all(same(a[k], b[k]) for k in a)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
@@ -15,7 +16,7 @@ from mmscale.config import find_part, load_run_config
 from mmscale.modalities.audio import Audio, decode_audio
 from mmscale.modalities.image import NativeImage
 from mmscale.modalities.mel import log_mel
-from mmscale.modalities.modality import build_modalities
+from mmscale.modalities.modality import Change, build_modalities
 from mmscale.modalities.pixels import fitted_size
 from mmscale.modalities.video import Video
 from mmscale.model.embeddings import patchify
@@ -25,13 +26,9 @@ from shards.sample import Sample
 from tests.shards.recordings import clip, sound_only_mp4, tone
 
 
-def unchanged(picture: np.ndarray) -> np.ndarray:
-    return picture
-
-
 def read(modality, parts):
     out = np.empty((modality.max_patches, modality.values), modality.dtype)
-    grid = modality.read(Sample("k", parts), out, unchanged)
+    grid = modality.read(Sample("k", parts), out, Change())
     return grid, None if grid is None else out[: math.prod(grid)]
 
 
@@ -98,6 +95,18 @@ def test_sound_of_any_container_is_resampled_mono(kind: str) -> None:
     assert np.argmax(np.abs(np.fft.rfft(inner))) * 2 == pytest.approx(440, abs=2)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_sound_at_its_own_rate_keeps_every_bit(subtype: str, channels: int) -> None:
+    stream = io.BytesIO()
+    soundfile.write(stream, np.random.default_rng(0).uniform(-1, 1, (30000, channels)), 16000, format="WAV", subtype=subtype)
+    written, _ = soundfile.read(io.BytesIO(stream.getvalue()), dtype="float32", always_2d=True)
+    wave = decode_audio(stream.getvalue(), 16000, 20000)
+    assert wave.dtype == np.float32
+    assert np.array_equal(wave, written[:20000].mean(axis=1))
+    assert len(decode_audio(stream.getvalue(), 16000, 40000)) == 30000
+
+
 def test_sound_is_cut_along_time_then_bands() -> None:
     modality = Audio(max_seconds=0.5, mels=32, patch=8)
     grid, values = read(modality, {"wav": tone(0.2, rate=16000)})
@@ -106,6 +115,17 @@ def test_sound_is_cut_along_time_then_bands() -> None:
     heard = log_mel(wave, rate=16000, bands=32, window=400, hop=160, scale="slaney")
     assert np.array_equal(values[4 * 1 + 2].reshape(8, 8), heard[8:16, 16:24].T)
     assert read(modality, {"wav": tone(2.0)})[0] == modality.grid == (7, 4, 1)
+
+
+def test_patches_may_be_whole_spectra() -> None:
+    modality = Audio(max_seconds=0.5, mels=32, patch=32, patch_frames=2)
+    grid, values = read(modality, {"wav": tone(0.2, rate=16000)})
+    assert grid == (10, 1, 1)  # 3200 samples, 320 a patch
+    heard = log_mel(decode_audio(tone(0.2, rate=16000), 16000, 8000), rate=16000, bands=32, window=400, hop=160, scale="slaney")
+    assert np.array_equal(values[3].reshape(32, 2), heard[6:8].T)
+    assert (modality.values, modality.grid) == (64, (25, 1, 1))
+    with pytest.raises(ConfigError, match=r"`model\.modalities\.audio\.patch_frames` must be above 0; got 0\."):
+        Audio(patch_frames=0).check("model.modalities.audio")
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFFgarbage" * 9, sound_only_mp4()[:40]])

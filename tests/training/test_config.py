@@ -57,6 +57,9 @@ def test_model_part_by_name_path_and_override(tmp_path: Path) -> None:
             "data.augment.colours=[red,Red,blue]",
             r"`data.augment.colours` must be 3 different phrases or null; got \['red', 'Red', 'blue'\]\.",
         ),
+        ("data.augment.roll=0.7", r"`data\.augment\.roll` is a part, from 0 to 0\.5; got 0\.7\."),
+        ("data.augment.gain=-3", r"`data\.augment\.gain` must be above 0, or 0 for none; got -3\."),
+        ("data.augment.time_mask=0.2", r"`data\.augment\.time_mask` changes sound, and the model hears none\. Give it ears with "),
         ("store.retries=-1", r"`store\.retries` must be at least 0; got -1\."),
         ("guard.max_fraction=-0.1", r"`guard\.max_fraction` must be at least 0; got -0\.1\."),
         ("objectives.matching.negatives=global", r"`objectives\.matching\.negatives` must be micro: only contrastive takes negatives"),
@@ -71,6 +74,30 @@ def test_model_part_by_name_path_and_override(tmp_path: Path) -> None:
 def test_wrong_words_are_named(tmp_path: Path, word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(tmp_path, word)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["data.augment.word_mask=0.1", "objectives.masked_language.weight=1"],
+            r"`data\.augment\.word_mask` and `objectives\.masked_language` both hide words of .* Use one of them in a stage\.",
+        ),
+        (["data.augment.mixup=0.4"], r"`data\.augment\.mixup` mixes labels, and task\.name = None has none .* classification and tagging"),
+        (
+            ["data.augment.mixup=0.4", "task.name=classification", "data.label=l", "data.text=null"],
+            r"`data\.augment\.mixup` lays samples over one another, and objectives\.contrastive learns from single ones\.",
+        ),
+        (
+            ["data.augment.mixup=0.4", "task.name=tagging", "data.label=l", "objectives.contrastive.weight=0"],
+            r"`data\.augment\.mixup` lays pictures and sound over one another; texts cannot be, and data\.text = caption is read\.",
+        ),
+    ],
+)
+def test_augmentation_that_makes_no_sense_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, *words)
     assert "\n" not in str(caught.value)
 
 

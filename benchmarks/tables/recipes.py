@@ -1,0 +1,166 @@
+"""What the published tables are made of: parts of a set, the stages of a training, what is measured, and who is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tables.commands import shards
+from tables.pictograms import emojitwo
+from tables.sentences import MR_FOLDS, mr, trec
+from tables.sources import data_folder
+
+ESC10_FOLDS = (1, 2, 3, 4, 5)
+UNSEEN_FOLD = 5
+"""Of ESC-10: no recipe was tuned on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one training learns from and is measured on."""
+
+    name: str
+    train: Path
+    test: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One `mmscale launch`; the second one starts from the first one's checkpoint."""
+
+    name: str
+    config: str
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a set is learned and measured."""
+
+    parts: Callable[[Path, bool], list[Part]]
+    """(place, tuning) to the parts; tuning holds out of the training data what is measured."""
+    stages: tuple[Stage, ...]
+    tasks: dict[str, tuple[str, ...]]
+    """Task of `mmscale evaluate` -> the metrics that are reported; each reads the last stage of its name, else the last of all."""
+    published: dict[str, float]
+    """Accuracy by method."""
+    note: str
+    words: tuple[str, ...] = field(default=())
+    """Of every stage."""
+
+
+def esc10_parts(place: Path, tuning: bool) -> list[Part]:
+    """The official folds, versions of one data set; to tune, three of the first four folds and the fourth."""
+    everything = shards(
+        "write",
+        place / "shards" / "all",
+        *("source=folder", f"path={data_folder('esc10')}", r"folder.pattern=\d+ - (?P<class>[^/]+)/(?P<fold>[0-9])-.*"),
+        *("caption.required=false", "audio.sample_rate=16000", "quarantine.max_fraction=0"),
+        *("tokenizer.kind=wordpiece", "tokenizer.fields=[class]"),
+    )
+    parts = []
+    for fold in ESC10_FOLDS:
+        if tuning and fold == UNSEEN_FOLD:
+            continue
+        rules = f"where=[fold!={fold}, fold!={UNSEEN_FOLD}]" if tuning else f"where=[fold!={fold}]"
+        train = shards("filter", place / "shards" / f"{'tuning-' if tuning else ''}train-{fold}", str(everything), rules)
+        test = shards("filter", place / "shards" / f"test-{fold}", str(everything), f"where=[fold={fold}]")
+        parts.append(Part(name=f"fold-{fold}", train=train, test=test))
+    return parts
+
+
+def _sentence_shards(tables: dict[str, Path], out: Path, tuning: bool) -> dict[str, Path]:
+    """Both parts; the vocabulary is that of the training part."""
+    prefix, found = "tuning-" if tuning else "", {}
+    for part in ("train", "test"):
+        vocabulary = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=2000", "tokenizer.lowercase=true") if part == "train" else ()
+        words = ("source=table", f"path={tables[prefix + part]}", "columns.image=null", "columns.key=key", "image.required=false")
+        found[part] = shards("write", out / (prefix + part), *words, "quarantine.max_fraction=0", *vocabulary)
+    return found
+
+
+def trec_parts(place: Path, tuning: bool) -> list[Part]:
+    """The official split."""
+    found = _sentence_shards(trec(place / "tables"), place / "shards", tuning)
+    return [Part(name="official", train=found["train"], test=found["test"])]
+
+
+def mr_parts(place: Path, tuning: bool) -> list[Part]:
+    """Ten folds; to tune, a tenth of the first one's training part."""
+    parts = []
+    for fold in range(1 if tuning else MR_FOLDS):
+        found = _sentence_shards(mr(place / "tables" / str(fold), fold), place / "shards" / str(fold), tuning)
+        parts.append(Part(name=f"fold-{fold}", train=found["train"], test=found["test"]))
+    return parts
+
+
+def emojitwo_parts(place: Path, tuning: bool) -> list[Part]:
+    """The held-out fifth; to tune, a fifth of the rest."""
+    tables, prefix, found = emojitwo(place / "tables"), "tuning-" if tuning else "", {}
+    for part in ("train", "test"):
+        vocabulary = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=1000", "tokenizer.lowercase=true") if part == "train" else ()
+        words = ("source=table", f"path={tables[prefix + part]}", "columns.key=key", "image.format=png", "quarantine.max_fraction=0")
+        found[part] = shards("write", place / "shards" / (prefix + part), *words, *vocabulary)
+    return [Part(name="held-out", train=found["train"], test=found["test"])]
+
+
+SENTENCES = (
+    Stage(name="pretrain", config="configs/pretrain/sentences.yaml"),
+    Stage(name="classification", config="configs/finetune/sentences.yaml"),
+)
+RECIPES = {
+    "esc-10": Recipe(
+        parts=esc10_parts,
+        stages=(Stage(name="classification", config="configs/finetune/sounds.yaml"),),
+        tasks={"classification": ("accuracy",)},
+        published={
+            "human listeners (Piczak 2015)": 0.957,
+            "SoundNet, pretrained on 2 million videos (Aytar et al. 2016)": 0.922,
+            "CNN (Piczak 2015), as listed by Aytar et al.": 0.810,
+            "convolutional autoencoder, as listed by Aytar et al.": 0.743,
+            "random forest (Piczak 2015)": 0.727,
+        },
+        note="Mean of the official five folds; each training has the other four, and no other data. The recipe was tuned on folds 1 to 4, "
+        "each held out from the other three, so that fold 5 alone was never looked at.",
+    ),
+    "trec": Recipe(
+        parts=trec_parts,
+        stages=SENTENCES,
+        tasks={"classification": ("accuracy",)},
+        published={
+            "CNN, word vectors of word2vec (Kim 2014)": 0.928,
+            "CNN from scratch (Kim 2014)": 0.912,
+            "CNN from scratch, its public reproduction": 0.882,
+        },
+        note="Official split, six classes. Vocabulary and masked-language pretraining from the training questions alone. Tuned on a tenth "
+        "of the training questions.",
+    ),
+    "mr": Recipe(
+        parts=mr_parts,
+        stages=SENTENCES,
+        tasks={"classification": ("accuracy",)},
+        published={
+            "CNN, word vectors of word2vec (Kim 2014)": 0.813,
+            "CNN from scratch (Kim 2014)": 0.761,
+            "CNN from scratch, its public reproduction": 0.759,
+        },
+        note="Mean of ten folds of a fixed shuffle; vocabulary and masked-language pretraining of each from its own training part. Tuned "
+        "on a tenth of the first fold's training part.",
+        words=("train.steps=1500",),
+    ),
+    "emojitwo": Recipe(
+        parts=emojitwo_parts,
+        stages=(
+            Stage(name="retrieval", config="configs/pretrain/pictograms.yaml"),
+            Stage(name="tagging", config="configs/finetune/tagging.yaml", words=("data.label=keywords", "train.steps=600")),
+        ),
+        tasks={
+            "retrieval": ("image_to_text_r1", "image_to_text_r10", "text_to_image_r1", "text_to_image_r10"),
+            "tagging": ("map",),
+        },
+        published={},
+        note="A fifth of the pictures held out by the hash of their code points; skin tones stay with their picture and are not measured. "
+        "Candidates of retrieval are all held-out pictures. Nobody has published on this split.",
+    ),
+}
