@@ -12,6 +12,7 @@ import torch
 from mmscale.counts import Counts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.convolution import SIDE
+from mmscale.model.text_convolution import SPAN
 
 PEAK_TERAFLOPS = {
     "B200": (2250.0, 80.0),
@@ -64,6 +65,8 @@ def forward_flops(config: MMScaleConfig, counts: Counts) -> float:
     if config.image_tower.convolution:  # in the two dimensions of images and of sound
         lower = config.lower_layers("image") * sum(s.perceived for s in counts.perception)
         total += 2.0 * SIDE**2 * d * (lower + layers * up.perceived)
+    if config.text_tower.convolution:
+        total += 2.0 * SPAN * text.width * config.lower_layers("text") * texts.text_tokens
     total += config.lower_layers("text") * _layer(text, texts.text_tokens, texts.seen)
     total += 2.0 * d * counts.values
     total += 2.0 * config.projection_size * (d * counts.perceiving + text.width * counts.captions)

@@ -22,6 +22,7 @@ from mmscale.engine import Trainee
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.convolution import SIDE, TAPS
 from mmscale.model.cross_entropy import LOGITS_AT_ONCE
+from mmscale.model.text_convolution import SPAN
 
 MIB = 2**20
 
@@ -161,9 +162,13 @@ def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recomput
         total += _layer(shape, _fused(shape, up), rows if last else up.tokens, kernels, recompute)
     if shape.image_tower.convolution:
         lower, near = shape.lower_layers("image"), TAPS if shape.modalities else SIDE**2
-        total += (counts.perceived + up.perceived) * near * 8 * (1 if recompute == "none" else 2)
+        total += (counts.perceived + up.perceived) * near * 8 * (2 if recompute == "none" else 3)  # rows, those of readers, ways
         if recompute == "none":
             total += (lower * counts.perceived + shape.fusion_layers * up.perceived) * d * w  # what it reads
+    if shape.text_tower.convolution:
+        total += texts.tokens * SPAN * 2 * 8
+        if recompute == "none":
+            total += shape.lower_layers("text") * texts.tokens * shape.expert("text").width * w
     embeddings = (counts.perceived + texts.tokens) * d * w * (1 if shape.dropout and not kernels.cuda else 0)
     return total + embeddings + _heads(shape, counts, w)
 

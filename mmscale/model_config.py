@@ -30,6 +30,9 @@ class TextTowerConfig:
     """Epsilon of text's norms; null: layer_norm_eps."""
     embedding_norm: bool = True
     """A norm after the sum of the word and position tables, as in BERT; CLIP and SigLIP have none."""
+    convolution: bool = False
+    """Before every lower layer of text add to each word what a convolution of 5 words, channel by channel, finds beside it (So et al. 2021,
+    Primer); causal text looks back alone. With model.image.convolution questions about relations are learned from far fewer samples."""
     captions: Literal["causal", "bidirectional"] = "causal"
     """What tokens of the caption stream see in the lower layers: their past (CLIP; captioning needs it) or all (SigLIP)."""
     projection_bias: bool = False
@@ -52,7 +55,7 @@ class ImageTowerConfig:
     """Learned tokens before the patches: [CLS], then others that only take part (DeiT's distillation token); 0 is SigLIP-like."""
     convolution: bool = False
     """Before every layer add to each patch what a 3 x 3 (x 3 in time) convolution, channel by channel, finds around it (Chu et al. 2021,
-    CPVT; Li et al. 2022, UniFormer). What stands beside what is learned from far fewer samples. Starts at 0."""
+    CPVT; Li et al. 2022, UniFormer). What stands beside what is learned from far fewer samples."""
     pooling: Literal["cls", "attention"] = "cls"
     """What the contrastive projection reads: the [CLS] token, or what a learned query gathers from all tokens (SigLIP)."""
 

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mmscale.model.attention import Plan, attend_parts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
-from mmscale.model.convolution import Neighbours, PatchConvolution
+from mmscale.model.convolution import Convolution, Neighbours, PatchConvolution
 from mmscale.model.packed import Projected
+from mmscale.model.text_convolution import TextConvolution
 
 KEPT = frozenset(
     {
@@ -31,6 +32,10 @@ KEPT = frozenset(
     }
 )
 """Operations whose results selective checkpointing keeps: those that take nearly all the time."""
+
+
+Beside = type[PatchConvolution | TextConvolution] | None
+"""The convolution that an expert has before its layer."""
 
 
 class ResidualLinear(nn.Linear):
@@ -56,10 +61,10 @@ class Expert(nn.Module):
     Norms stand before the sublayers, or after the residual sums (Vaswani et al. 2017, as in BERT).
     """
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: bool = False) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: Beside = None) -> None:
         super().__init__()
         d = shape.width
-        self.convolution = PatchConvolution(d) if convolution else None
+        self.convolution: Convolution | None = None if convolution is None else convolution(d)
         self.heads = shape.heads
         self.post_norm = shape.post_norm
         self.attention_norm = nn.LayerNorm(d, eps=shape.eps)
@@ -74,7 +79,7 @@ class Expert(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def mix(self, x_TD: Tensor, neighbours: Neighbours | None) -> Tensor:
-        """Add what is around each patch, where the expert has a convolution."""
+        """Add what is around each token, where the expert has a convolution."""
         if self.convolution is None or neighbours is None:
             return x_TD
         mixed: Tensor = self.convolution(x_TD, neighbours)
@@ -99,7 +104,7 @@ class Expert(nn.Module):
 class UnimodalBlock(nn.Module):
     """A lower layer: one expert, attention within its sequences."""
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: bool = False) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: Beside = None) -> None:
         super().__init__()
         self.expert = Expert(config, shape, convolution=convolution)
 
@@ -114,7 +119,7 @@ class FusionBlock(nn.Module):
 
     def __init__(self, config: MMScaleConfig, others: Sequence[str] = ()) -> None:
         super().__init__()
-        shape, convolution = config.expert("image", fused=True), config.image_tower.convolution
+        shape, convolution = config.expert("image", fused=True), PatchConvolution if config.image_tower.convolution else None
         self.perception = Expert(config, shape, convolution=convolution)
         self.experts = nn.ModuleDict({name: Expert(config, shape, convolution=convolution) for name in others})
         self.text = Expert(config, config.expert("text", fused=True))

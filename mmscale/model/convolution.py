@@ -33,21 +33,24 @@ NOBODY = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Where each token of a part finds the patches around it."""
-
-    way_XK: Tensor
-    """int64 rows from the token's own to its neighbour's, or NOBODY. Tokens that are no patch have no neighbours, not even themselves."""
-    taps: tuple[int, ...]
-    """Tap of each column; for every one the opposite, TAPS - 1 - tap, as well."""
+    """Where each token of a buffer finds what its convolution reads. One past the last row stands for nobody."""
 
     rows_XK: Tensor
-    """Rows of the neighbours; one past the last for those that are not there."""
+    """int64 row that each tap reads."""
+    readers_XK: Tensor
+    """int64 row of the token that reads this one by that tap."""
+    taps: tuple[int, ...]
+    """Tap of each column."""
+    way_XK: Tensor | None = None
+    """Patches: int64 rows from the token's own to its neighbour's, or NOBODY. Tokens that are no patch have no neighbours, not even
+    themselves."""
 
     @classmethod
     def along(cls, way_XK: Tensor, taps: tuple[int, ...]) -> Neighbours:
-        """Those that these ways lead to."""
+        """Those that these ways lead to; for every tap there is the opposite, TAPS - 1 - tap, as well."""
         own_X = torch.arange(len(way_XK), device=way_XK.device)
-        return cls(way_XK, taps, torch.where(way_XK == NOBODY, len(own_X), own_X[:, None] + way_XK))
+        rows_XK = torch.where(way_XK == NOBODY, len(own_X), own_X[:, None] + way_XK)
+        return cls(rows_XK, rows_XK.flip(1), taps, way_XK)  # being beside one another is mutual
 
 
 def neighbours_of(percepts: Percepts, grid: tuple[int, int, int]) -> list[Neighbours]:
@@ -72,7 +75,7 @@ def fused_neighbours(lower: Sequence[Neighbours], percepts: Percepts, gathers: S
     """The same in the buffer of the fusion layers, where the tokens of an item still follow one another."""
     if not lower:
         return []
-    ways = gather_parts([n.way_XK for n in lower], percepts, gathers)
+    ways = gather_parts([n.way_XK for n in lower if n.way_XK is not None], percepts, gathers)
     return [Neighbours.along(way_XK, n.taps) for way_XK, n in zip(ways, lower, strict=True)]
 
 
@@ -102,49 +105,62 @@ def _ways(items: Items, grid: tuple[int, int, int], taps: range) -> Tensor:
     return torch.where((place_X3[:, :1] >= 0) & (found_XK >= 0), found_XK - own_X[:, None], NOBODY)
 
 
-class PatchConvolution(nn.Module):
-    """Adds to every patch a weighted sum of it and its neighbours in time, height and width, channel by channel; starts at 0."""
+class Convolution(nn.Module):
+    """Adds to every token a weighted sum of its neighbours and itself, channel by channel.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: D.
+        kernel: taps along each axis.
+    """
+
+    def __init__(self, width: int, *kernel: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width, 1, SIDE, SIDE, SIDE))
+        self.weight = nn.Parameter(torch.zeros(width, 1, *kernel))
 
     def forward(self, x_XD: Tensor, neighbours: Neighbours) -> Tensor:
-        """The tokens after it, (X, D); those that are no patch stay as they are."""
-        added: Tensor = _Convolution.apply(x_XD, self.weight.flatten(1), neighbours.rows_XK, neighbours.taps)  # type: ignore[no-untyped-call]
+        """The tokens after it, (X, D); those without neighbours stay as they are."""
+        where = (neighbours.rows_XK, neighbours.readers_XK, neighbours.taps)
+        added: Tensor = _Convolution.apply(x_XD, self.weight.flatten(1), *where)  # type: ignore[no-untyped-call]
         return added
+
+
+class PatchConvolution(Convolution):
+    """Over neighbours in time, height and width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, SIDE, SIDE, SIDE)
 
 
 class _Convolution(torch.autograd.Function):
     """x + sum over taps of weight * neighbour. Neighbours are looked up again in backward: keeping them would take K times the memory.
 
-    Being somebody's neighbour is mutual, so that the gradient comes back by the opposite tap, without an atomic addition.
+    The gradient comes back from those that have read a token, looked up as well: without an atomic addition it is the same every time.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_XD: Tensor, weight_DK: Tensor, rows_XK: Tensor, taps: tuple[int, ...]) -> Tensor:
-        ctx.save_for_backward(x_XD, weight_DK, rows_XK)
+    def forward(ctx: Any, x_XD: Tensor, weight_DK: Tensor, rows_XK: Tensor, readers_XK: Tensor, taps: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(x_XD, weight_DK, rows_XK, readers_XK)
         ctx.taps = taps
-        return _summed(x_XD, weight_DK, rows_XK, taps, range(len(taps)))
+        return _summed(x_XD, weight_DK, rows_XK, taps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient_XD,) = gradients
-        x_XD, weight_DK, rows_XK = ctx.saved_tensors
-        back_XD = _summed(gradient_XD, weight_DK, rows_XK, ctx.taps, [ctx.taps.index(TAPS - 1 - tap) for tap in ctx.taps])
+        x_XD, weight_DK, rows_XK, readers_XK = ctx.saved_tensors
+        back_XD = _summed(gradient_XD, weight_DK, readers_XK, ctx.taps)
         padded_XD, slopes_DK = _padded(x_XD), torch.zeros_like(weight_DK)
         for column, tap in enumerate(ctx.taps):
             slopes_DK[:, tap] = (padded_XD.index_select(0, rows_XK[:, column]) * gradient_XD).sum(0)
-        return back_XD, slopes_DK, None, None
+        return back_XD, slopes_DK, None, None, None
 
 
 def _padded(x_XD: Tensor) -> Tensor:
     return torch.cat([x_XD, x_XD.new_zeros(1, x_XD.shape[1])])
 
 
-def _summed(x_XD: Tensor, weight_DK: Tensor, rows_XK: Tensor, taps: Sequence[int], columns: Sequence[int]) -> Tensor:
+def _summed(x_XD: Tensor, weight_DK: Tensor, rows_XK: Tensor, taps: tuple[int, ...]) -> Tensor:
     """Each token and what the columns' neighbours add to it, by the weights of the taps."""
     padded_XD, out_XD = _padded(x_XD), x_XD.clone()
-    for tap, column in zip(taps, columns, strict=True):
+    for column, tap in enumerate(taps):
         out_XD.addcmul_(padded_XD.index_select(0, rows_XK[:, column]), weight_DK[:, tap])
     return out_XD

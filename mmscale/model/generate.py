@@ -23,6 +23,7 @@ from mmscale.model.percepts import Percepts
 from mmscale.model.positions import RotaryPlan, Rotation, rotation, text_coordinates
 from mmscale.model.search import Prompts, Sampling, Trie, search
 from mmscale.model.sequences import Entry, Sequences, arrange, gather_parts, text_starts
+from mmscale.model.text_convolution import TextConvolution
 from shards.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class CachedDecoder:
         self._read_images(batch)
         weight, rows = model.language_head.weight, len(self.start_B)
         shapes = [config.expert("text")] * config.lower_layers("text") + [config.expert("text", fused=True)] * config.fusion_layers
+        self.near: list[Tensor] = []
+        if config.text_tower.convolution:
+            size = (rows, longest, config.expert("text").width)
+            self.near = [weight.new_empty(size) for _ in range(config.lower_layers("text"))]
         self.cache = [(weight.new_empty(s), weight.new_empty(s)) for s in ((rows, e.heads, longest, e.head_size) for e in shapes)]
 
     def _read_images(self, batch: Batch) -> None:
@@ -97,11 +102,16 @@ class CachedDecoder:
             for keys, values in self.cache:
                 keys[:, :, : self.length] = keys[origin_B, :, : self.length]
                 values[:, :, : self.length] = values[origin_B, :, : self.length]
+            for seen_BTD in self.near:
+                seen_BTD[:, : self.length] = seen_BTD[origin_B, : self.length]
         model, offset_B = self.model, torch.full_like(ids_B, self.length)
         x_BD = model.text_embedding(ids_B, offset_B)
         lower, experts = model.config.lower_layers("text"), model.text_experts()
         turn = self._rotation(offset_B, fused=False)
-        for expert, cache in zip(experts[:lower], self.cache[:lower], strict=True):
+        for layer, (expert, cache) in enumerate(zip(experts[:lower], self.cache[:lower], strict=True)):
+            if isinstance(expert.convolution, TextConvolution):
+                self.near[layer][:, self.length] = x_BD
+                x_BD = expert.convolution.next(x_BD, self.near[layer][:, : self.length])
             x_BD = self._layer(expert, x_BD, cache, None, turn)
         x_BD = model.text_bridge(x_BD)
         turn = self._rotation(offset_B + self.start_B, fused=True)

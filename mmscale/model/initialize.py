@@ -10,7 +10,7 @@ from transformers import initialization
 
 from mmscale.model.block import ResidualLinear
 from mmscale.model.configuration import MMScaleConfig
-from mmscale.model.convolution import PatchConvolution
+from mmscale.model.convolution import Convolution
 from mmscale.model.embeddings import ImageEmbedding
 from mmscale.model.heads import AttentionPool, ContrastiveScale, LanguageHead, OutputLinear
 from mmscale.model.patch_embedding import PatchEmbedding
@@ -47,8 +47,9 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
             if weight is not None:
                 _truncated(weight, IMAGE_TABLE_STD)
         initialization.zeros_(module.patch_bias)
-    elif isinstance(module, PatchConvolution):
-        initialization.zeros_(module.weight)
+    elif isinstance(module, Convolution):  # the sides of a patch or word must differ from the start, or it takes long until they do
+        taps = module.weight.shape[-1] ** min(2, module.weight.ndim - 2)
+        _truncated(module.weight, 1 / math.sqrt(3 * taps))
     elif isinstance(module, AttentionPool):
         _truncated(module.probe, 1 / math.sqrt(module.probe.shape[1]))
     elif isinstance(module, LanguageHead):

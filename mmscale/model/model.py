@@ -23,7 +23,7 @@ from mmscale.model import packed
 from mmscale.model.attention import Plan, dense_plan, ragged_plan
 from mmscale.model.block import Expert, FusionBlock, UnimodalBlock, run_block
 from mmscale.model.configuration import MMScaleConfig
-from mmscale.model.convolution import Neighbours, fused_neighbours, neighbours_of
+from mmscale.model.convolution import Neighbours, PatchConvolution, fused_neighbours, neighbours_of
 from mmscale.model.embeddings import ImageEmbedding, TextEmbedding
 from mmscale.model.heads import ContrastiveScale, LanguageHead, NormHead, PooledProjection, Projection
 from mmscale.model.initialize import initialize_module
@@ -36,6 +36,7 @@ from mmscale.model.readout import Lower, read_heads
 from mmscale.model.sequences import Readout, Sequences, Wanted, arrange, entries, gather_parts, readout
 from mmscale.model.sizes import offsets_of, sizes_of
 from mmscale.model.state import State, by_row
+from mmscale.model.text_convolution import TextConvolution, text_neighbours
 from mmscale.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         image, text = config.expert("image"), config.expert("text")
         self.image_layers = _perception_layers(config)
         self.expert_layers = nn.ModuleDict({name: _perception_layers(config) for name in experts})
-        self.text_layers = nn.ModuleList(UnimodalBlock(config, text) for _ in range(config.lower_layers("text")))
+        of_text = TextConvolution if config.text_tower.convolution else None
+        self.text_layers = nn.ModuleList(UnimodalBlock(config, text, convolution=of_text) for _ in range(config.lower_layers("text")))
         bridged = text.width != config.hidden_size
         self.text_bridge: nn.Module = nn.Linear(text.width, config.hidden_size) if bridged else nn.Identity()
         self.fusion_layers = nn.ModuleList(FusionBlock(config, experts) for _ in range(config.fusion_layers))
@@ -192,8 +194,12 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         plan = self._text_plan(causal, bidirectional, text_offsets.diff(), x_UD.dtype)
         places_U3 = text_coordinates(offsets_U) if self.config.positions == "rotary" else None
         plan = with_positions(plan, places_U3, self.config, self.config.expert("text"))
+        near = None
+        if self.config.text_tower.convolution:
+            causal_tokens = 0 if self.config.text_tower.captions == "bidirectional" else len(causal.ids_T)
+            near = text_neighbours(offsets_U, text_offsets.diff(), causal_tokens)
         for block in self.text_layers:
-            x_UD = run_block(block, self._recompute, x_UD, plan)
+            x_UD = run_block(block, self._recompute, x_UD, plan, near)
         return x_UD, text_offsets
 
     def _text_plan(self, causal: TextStream, bidirectional: TextStream, lengths_S: Tensor, dtype: torch.dtype) -> Plan:
@@ -272,7 +278,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
 
 def _perception_layers(config: MMScaleConfig) -> nn.ModuleList:
-    shape, convolution = config.expert("image"), config.image_tower.convolution
+    shape, convolution = config.expert("image"), PatchConvolution if config.image_tower.convolution else None
     return nn.ModuleList(UnimodalBlock(config, shape, convolution=convolution) for _ in range(config.lower_layers("image")))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from mmscale.model.convolution import Neighbours, PatchConvolution
+from mmscale.model.text_convolution import TextConvolution, text_neighbours
+from tests.model.checkpoints import started, vit
 from tests.model.streams import NATIVE, stream_batch
 from tests.model.tiny import all_objectives, make_batch, random_rows, tiny_model
 
@@ -79,18 +82,59 @@ def test_square_images_are_convolved_as_torch_does() -> None:
     torch.testing.assert_close(found_NGGD.transpose(1, 2).reshape(3, 32, 4, 4), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_starts_as_nothing_and_learns() -> None:
-    plain, convolved = tiny_model(spread=0.0), tiny_model(spread=0.0, image={"convolution": True})
-    missing, unexpected = convolved.load_state_dict(plain.state_dict(), strict=False)
-    assert not unexpected
-    layers = [*(f"image_layers.{n}.expert" for n in range(2)), *(f"fusion_layers.{n}.perception" for n in range(2))]
-    assert missing == [f"{layer}.convolution.weight" for layer in layers]
-    batch, objectives = make_batch(random_rows(4)), all_objectives()
-    expected, found = plain(batch, objectives), convolved(batch, objectives)
-    for name, term in expected.items():
-        torch.testing.assert_close(found[name].sum, term.sum)
-    sum(term.sum for term in found.values()).backward()
-    for layer in layers:
-        slope = convolved.get_parameter(f"{layer}.convolution.weight").grad
+def test_every_tap_learns() -> None:
+    model = tiny_model(image={"convolution": True}, text={"convolution": True})
+    sum(term.sum for term in model(make_batch(random_rows(4, longest=12)), all_objectives()).values()).backward()
+    for block in (model.image_layers[0].expert, model.fusion_layers[0].perception):
+        slope = block.convolution.weight.grad
         assert slope[:, :, 1].abs().min() > 0  # 2 x 2 patches: each has all others beside it, none in time
         assert not slope[:, :, ::2].any()
+    assert model.text_layers[1].expert.convolution.weight.grad.abs().min() > 0
+
+
+def along_the_text(x_UD: Tensor, lengths: list[int], causal: int, weight_DK: Tensor) -> Tensor:
+    out, start = x_UD.clone(), 0
+    for number, length in enumerate(lengths):
+        for here, there in itertools.product(range(length), repeat=2):
+            if abs(there - here) <= 2 and (number >= causal or there <= here):
+                out[start + here] += weight_DK[:, there - here + 2] * x_UD[start + there]
+        start += length
+    return out
+
+
+@pytest.mark.parametrize("causal", [0, 2, 5])
+def test_words_see_those_beside_them_and_causal_ones_those_before(causal: int) -> None:
+    torch.manual_seed(0)
+    lengths = [1, 7, 3, 2, 9]
+    module = TextConvolution(WIDTH).double()
+    torch.nn.init.normal_(module.weight)
+    x_UD = torch.randn(sum(lengths), WIDTH, dtype=torch.float64, requires_grad=True)
+    offsets_U = torch.cat([torch.arange(length) for length in lengths])
+    found = module(x_UD, text_neighbours(offsets_U, torch.tensor(lengths), sum(lengths[:causal])))
+    expected = along_the_text(x_UD, lengths, causal, module.weight[:, 0])
+    torch.testing.assert_close(found, expected)
+    probe = torch.randn_like(found)
+    for got, want in zip(*(torch.autograd.grad((y * probe).sum(), [x_UD, module.weight]) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_one_word_after_the_other_is_the_same() -> None:
+    torch.manual_seed(0)
+    module = TextConvolution(WIDTH)
+    torch.nn.init.normal_(module.weight)
+    x_BTD = torch.randn(3, 6, WIDTH)
+    offsets_U = torch.arange(6).repeat(3)
+    whole = module(x_BTD.flatten(0, 1), text_neighbours(offsets_U, torch.tensor([6, 6, 6]), 18)).view(3, 6, WIDTH)
+    one_by_one = torch.stack([module.next(x_BTD[:, t], x_BTD[:, :t]) for t in range(6)], dim=1)
+    torch.testing.assert_close(one_by_one, whole)
+
+
+@torch.no_grad()
+def test_a_tower_of_a_checkpoint_computes_what_it_computed(tmp_path: Path) -> None:
+    folder = vit(tmp_path)
+    plain, _ = started(image=folder)
+    convolved, _ = started(image=folder, **{"image.convolution": True})
+    assert not any(layer.expert.convolution.weight.any() for layer in convolved.image_layers)
+    convolved.image_projection.load_state_dict(plain.image_projection.state_dict())
+    rows = random_rows(3)
+    torch.testing.assert_close(convolved.embed_images(make_batch(rows)), plain.embed_images(make_batch(rows)))

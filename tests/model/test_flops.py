@@ -106,7 +106,7 @@ def test_those_with_negatives_are_counted_without_the_matrix(group: int | None, 
     [
         {"text": {"hidden_size": 32, "num_heads": 1, "layers": 3}, "image": {"leading_tokens": 2}},
         {"text": {"captions": "bidirectional"}, "image": {"leading_tokens": 0, "pooling": "attention", "layers": 1}},
-        {"image": {"convolution": True}},
+        {"image": {"convolution": True}, "text": {"convolution": True}},
     ],
 )
 def test_towers_of_other_shapes_are_counted(towers: dict[str, dict[str, Any]]) -> None:

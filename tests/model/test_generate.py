@@ -53,8 +53,8 @@ class UncachedDecoder:
 @pytest.mark.parametrize("text", [{}, {"hidden_size": 16, "num_heads": 1, "layers": 3, "norm": "post"}])
 @pytest.mark.parametrize("layers", [(2, 2), (0, 2), (2, 0)])
 def test_cached_decoding_equals_the_uncached_forward(beams: int, layers: tuple[int, int], text: dict[str, Any]) -> None:
-    image = {"convolution": beams > 1}
-    model = tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1], text=text, image=image).eval()
+    convolution = {"convolution": beams > 1}
+    model = tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1], text=text | convolution, image=convolution).eval()
     batch = make_batch([*random_rows(3), Row(image=False), Row(caption=None, text=None)])
     got = generate(model, batch, max_new_tokens=8, beams=beams)
     with torch.no_grad():

@@ -32,7 +32,7 @@ POSITIONS = ("learned", "rotary")
 NARROW = {"hidden_size": 16, "num_heads": 1, "layers": 3, "norm": "post"}
 TOWERS = {
     "two leading tokens beside sound": {"modalities": MODALITIES, "image": {"leading_tokens": 2, "embedding_norm": True}, "text": NARROW},
-    "convolution": {"modalities": MODALITIES, "image": {"convolution": True}},
+    "convolution": {"modalities": MODALITIES, "image": {"convolution": True}, "text": {"convolution": True}},
     "convolution in their own shape": {"modalities": NATIVE, "image": {"convolution": True}},
     "pooled": {"image": {"leading_tokens": 0, "pooling": "attention", "layers": 1}, "text": {"captions": "bidirectional"}},
 }

@@ -56,9 +56,8 @@ ITEMS = [
     {"positions": "rotary"},
     {"positions": "rotary", "qk_norm": False},
     {"image": {"leading_tokens": 2}, "text": {"hidden_size": 32, "num_heads": 1, "layers": 3}},
-    {"image": {"convolution": True}},
+    {"image": {"convolution": True}, "text": {"convolution": True}},
     {"image": {"convolution": True}, "activation_checkpointing": "selective"},
-    {"image": {"convolution": True}, "modalities": NATIVE},
 ]
 
 

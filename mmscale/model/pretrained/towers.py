@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from mmscale.model.block import Expert
 from mmscale.model.embeddings import resize_positions
 from mmscale.model.pretrained import shape as shapes
 from mmscale.model.pretrained.bert import BERT, DISTILBERT, ROBERTA
@@ -42,6 +43,10 @@ def load_towers(model: MMScaleModel, config: ModelConfig) -> list[LoadReport]:
     folders = " and ".join(dict.fromkeys(repr(folder) for folder in (text, image) if folder is not None))
     shapes.check(model.config, of_text and of_text[2], of_image and of_image[2], folders) if folders else None
     reports = []
+    if text is not None:
+        _silence(model.text_experts())
+    if image is not None:
+        _silence([m for m in model.image_layers.modules() if isinstance(m, Expert)] + [found[0] for found in model.perception_experts()])
     if text is not None and of_text is not None:
         reports.append(_load_text(model, Source(text, of_text[0], "text"), of_text[1], of_text[2]))
     if image is not None and of_image is not None:
@@ -50,6 +55,14 @@ def load_towers(model: MMScaleModel, config: ModelConfig) -> list[LoadReport]:
         if text is not None and Path(text).resolve() == Path(image).resolve():
             _load_scale(model, source, reports)
     return reports
+
+
+@torch.no_grad()
+def _silence(experts: Iterable[Expert]) -> None:
+    """Let convolutions, which the checkpoint has none of, start as nothing."""
+    for expert in experts:
+        if expert.convolution is not None:
+            expert.convolution.weight.zero_()
 
 
 def model_section(folders: Sequence[str]) -> dict[str, Any]:
