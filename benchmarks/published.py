@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tables.commands import evaluate, train
+from tables.commands import conditions, evaluate, train
 from tables.recipes import RECIPES, Part, Recipe
 from tables.sources import REPOSITORY
 
@@ -67,10 +63,7 @@ def summarize(name: str, recipe: Recipe, results: list[dict[str, Any]], wanted: 
         "published": recipe.published,
         "longest_training_s": max(r["train_s"] for r in results),
         "results": results,
-        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "threads_a_training": 1},
-        "versions": {n: version(n) for n in ("mmscale", "torch", "deepspeed")} | {"python": platform.python_version()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    } | conditions(threads_a_training=1)
 
 
 def main() -> None:

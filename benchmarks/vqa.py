@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables.commands import call, train
+from tables.commands import call, conditions, train
 from tables.sources import REPOSITORY, easy_vqa, shapes
 
 from mmscale.config import load_run_config
@@ -152,10 +148,7 @@ def summarize(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "published": recipe.published,
         "longest_training_s": max(r["pretrain_s"] + r["model"]["finetune_s"] for r in results),
         "results": results,
-        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "ranks_a_run": recipe.ranks},
-        "versions": {n: version(n) for n in ("mmscale", "torch", "deepspeed")} | {"python": platform.python_version()},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+    } | conditions(ranks_a_run=recipe.ranks)
 
 
 def main() -> None:

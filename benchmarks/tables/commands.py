@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tables.sources import REPOSITORY
 
 MMSCALE = str(Path(sys.executable).with_name("mmscale"))
+
+
+def conditions(**machine: Any) -> dict[str, Any]:
+    """Where, with which versions and when a result was made.
+
+    Args:
+        machine: how the machine was used, such as ranks_a_run.
+    """
+    return {
+        "machine": {"cores": os.cpu_count(), "system": platform.platform()} | machine,
+        "versions": {n: version(n) for n in ("mmscale", "torch", "deepspeed")} | {"python": platform.python_version()},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def call(words: list[str], log: Path) -> None:

@@ -34,8 +34,8 @@ KEPT = frozenset(
 """Operations whose results selective checkpointing keeps: those that take nearly all the time."""
 
 
-Beside = type[PatchConvolution | TextConvolution] | None
-"""The convolution that an expert has before its layer."""
+ConvolutionType = type[PatchConvolution | TextConvolution] | None
+"""The convolution that an expert has before its layer; None for none."""
 
 
 class ResidualLinear(nn.Linear):
@@ -61,7 +61,7 @@ class Expert(nn.Module):
     Norms stand before the sublayers, or after the residual sums (Vaswani et al. 2017, as in BERT).
     """
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: Beside = None) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: ConvolutionType = None) -> None:
         super().__init__()
         d = shape.width
         self.convolution: Convolution | None = None if convolution is None else convolution(d)
@@ -78,12 +78,13 @@ class Expert(nn.Module):
         self.down = ResidualLinear(shape.mlp, d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def mix(self, x_TD: Tensor, neighbours: Neighbours | None) -> Tensor:
+    def convolve(self, x_TD: Tensor, neighbours: Neighbours | None) -> Tensor:
         """Add what is around each token, where the expert has a convolution."""
-        if self.convolution is None or neighbours is None:
+        if self.convolution is None:
             return x_TD
-        mixed: Tensor = self.convolution(x_TD, neighbours)
-        return mixed
+        assert neighbours is not None
+        convolved: Tensor = self.convolution(x_TD, neighbours)
+        return convolved
 
     def project(self, x_TD: Tensor) -> Projected:
         """Queries, keys and values, each (T, H, K)."""
@@ -104,13 +105,13 @@ class Expert(nn.Module):
 class UnimodalBlock(nn.Module):
     """A lower layer: one expert, attention within its sequences."""
 
-    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: Beside = None) -> None:
+    def __init__(self, config: MMScaleConfig, shape: ExpertShape, *, convolution: ConvolutionType = None) -> None:
         super().__init__()
         self.expert = Expert(config, shape, convolution=convolution)
 
     def forward(self, x_TD: Tensor, plan: Plan, neighbours: Neighbours | None = None) -> Tensor:
         """One layer; (T, D)."""
-        x_TD = self.expert.mix(x_TD, neighbours)
+        x_TD = self.expert.convolve(x_TD, neighbours)
         return self.expert.combine(x_TD, plan.attend(*self.expert.project(x_TD)))
 
 
@@ -141,7 +142,7 @@ class FusionBlock(nn.Module):
                 tokens are only looked at there, so their feed-forward part is not computed.
             neighbours: of the tokens of each part but text, where experts have a convolution.
         """
-        parts = mixed(self.in_order, parts, neighbours)
+        parts = convolved(self.in_order, parts, neighbours)
         projected = [expert.project(x_TD) for expert, x_TD in zip(self.in_order, parts, strict=True)]
         attended = attend_parts(plan, projected)
         if rows is not None:
@@ -150,10 +151,10 @@ class FusionBlock(nn.Module):
         return tuple(expert.combine(*pair) for expert, *pair in zip(self.in_order, parts, attended, strict=True))
 
 
-def mixed(experts: Sequence[Expert], parts: Sequence[Tensor], neighbours: Sequence[Neighbours]) -> tuple[Tensor, ...]:
+def convolved(experts: Sequence[Expert], parts: Sequence[Tensor], neighbours: Sequence[Neighbours]) -> tuple[Tensor, ...]:
     """The parts after their experts' convolutions; text has none."""
     beside = [*neighbours, *[None] * (len(parts) - len(neighbours))]
-    return tuple(expert.mix(x_TD, near) for expert, x_TD, near in zip(experts, parts, beside, strict=True))
+    return tuple(expert.convolve(x_TD, near) for expert, x_TD, near in zip(experts, parts, beside, strict=True))
 
 
 def run_block(block: nn.Module, recompute: str, *inputs: Any) -> Any:

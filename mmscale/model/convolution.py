@@ -71,8 +71,9 @@ def neighbours_of(percepts: Percepts, grid: tuple[int, int, int]) -> list[Neighb
     return found
 
 
-def fused_neighbours(lower: Sequence[Neighbours], percepts: Percepts, gathers: Sequence[Tensor]) -> list[Neighbours]:
-    """The same in the buffer of the fusion layers, where the tokens of an item still follow one another."""
+def fused_neighbours(percepts: Percepts, gathers: Sequence[Tensor]) -> list[Neighbours]:
+    """Those of `percepts` in the buffer of the fusion layers, where the tokens of an item still follow one another."""
+    lower = percepts.neighbours
     if not lower:
         return []
     ways = gather_parts([n.way_XK for n in lower if n.way_XK is not None], percepts, gathers)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmscale.data.batch import Batch
-from mmscale.model.block import mixed
+from mmscale.model.block import convolved
 from mmscale.model.convolution import fused_neighbours
 from mmscale.model.percepts import Percepts
 from mmscale.model.positions import RotaryPlan, Rotation, rotation, text_coordinates
@@ -68,10 +68,10 @@ class CachedDecoder:
         alone = Entry(unit_N, torch.full_like(unit_N, -1))
         seqs = arrange([alone], unit_N.new_zeros(1), percepts, model.config, states[0].dtype)
         parts: Sequence[Tensor] = gather_parts(states, percepts, seqs.gathers)
-        near = fused_neighbours(model.neighbours(percepts), percepts, seqs.gathers)
+        near = fused_neighbours(percepts, seqs.gathers)
         sizes, rows_NL = [len(x_TD) for x_TD in parts], self._rows(percepts, seqs)
         for experts in model.perception_experts():
-            parts = mixed(experts, parts, near)
+            parts = convolved(experts, parts, near)
             projected = [expert.project(x_TD) for expert, x_TD in zip(experts, parts, strict=True)]
             q, k, v = (torch.cat(same) for same in zip(*projected, strict=True))
             turned = seqs.plan.rotation.turn(k) if isinstance(seqs.plan, RotaryPlan) else k

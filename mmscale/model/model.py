@@ -110,7 +110,10 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
     def lay_out(self, batch: Batch, masked: bool = False) -> Percepts:
         """What the samples show; with `masked`, items with hidden patches once more."""
         streams = {name: self.stream(batch, name) for name in self.modalities}
-        return lay_out(batch, streams, self.modalities, self.config, masked)
+        percepts = lay_out(batch, streams, self.modalities, self.config, masked)
+        if not self.config.image_tower.convolution:
+            return percepts
+        return replace(percepts, neighbours=neighbours_of(percepts, self.config.square_grid))
 
     def stream(self, batch: Batch, name: str) -> PatchStream:
         """A modality's patches; a stream without an item where the batch has none."""
@@ -140,13 +143,9 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
             embedded[items.expert].append(embedding(self.stream(batch, items.name), t.patches, t.items, t.hidden, t.order))
         none_TD = next(x_TD for xs in embedded for x_TD in xs)[:0]  # for an expert that no modality goes through
         stacks: list[Any] = [self.image_layers, *self.expert_layers.values()]
-        near: Sequence[Neighbours | None] = self.neighbours(percepts) or [None] * len(stacks)
+        near: Sequence[Neighbours | None] = percepts.neighbours or [None] * len(stacks)
         listed = zip(stacks, embedded, percepts.parts, near, strict=True)
         return [self._run_part(stack, xs or [none_TD], part, beside) for stack, xs, part, beside in listed]
-
-    def neighbours(self, percepts: Percepts) -> list[Neighbours]:
-        """The patches around each token of the lower stacks, part by part; empty where no expert asks."""
-        return neighbours_of(percepts, self.config.square_grid) if self.config.image_tower.convolution else []
 
     def _run_part(self, layers: Iterable[nn.Module], embedded: list[Tensor], part: Part, near: Neighbours | None) -> Tensor:
         x_TD = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
@@ -215,7 +214,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         read = (*rows.part_rows, rows.text_rows)
         if not len(self.fusion_layers):
             parts = tuple(x_TD.index_select(0, r) for x_TD, r in zip(parts, read, strict=True))
-        last, near = len(self.fusion_layers) - 1, fused_neighbours(self.neighbours(percepts), percepts, seqs.gathers)
+        last, near = len(self.fusion_layers) - 1, fused_neighbours(percepts, seqs.gathers)
         for index, block in enumerate(self.fusion_layers):
             parts = run_block(block, self._recompute, parts, seqs.plan, read if index == last else None, near)
         if rows.restore is None:

@@ -12,7 +12,8 @@ Shape letters: S items and copies, X tokens, U samples that have an item, C mask
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from mmscale.data.batch import Batch, PatchStream
 from mmscale.modalities.modality import Modality, experts_of
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.pairs import where
+
+if TYPE_CHECKING:
+    from mmscale.model.convolution import Neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class Percepts:
     """Part of that item."""
     extents: Tensor
     """Positions that each unit takes: text goes on after them."""
+    neighbours: list[Neighbours] = field(default_factory=list)
+    """The patches around each token, part by part; empty where no expert has a convolution."""
 
     @property
     def standing(self) -> int:

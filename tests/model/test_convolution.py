@@ -55,7 +55,7 @@ def test_square_images(leading: int, kept: bool) -> None:
         batch.kept_NK = torch.tensor([[0, 1, 4, 6, 15], [2, 3, 6, 9, 10], [0, 5, 10, 14, 15]])
         batch.patch_mask_NP = batch.patch_mask_NP[:, :5]
     percepts = model.lay_out(batch, masked=True)
-    (neighbours,), items = model.neighbours(percepts), percepts.items[0]
+    (neighbours,), items = percepts.neighbours, percepts.items[0]
     check(neighbours, items.coordinates_X3, items.lengths_S)
 
 
@@ -63,7 +63,7 @@ def test_items_of_any_shape() -> None:
     model = tiny_model(modalities=NATIVE, image={"convolution": True})
     percepts = model.lay_out(stream_batch(model), masked=True)
     assert len(percepts.parts) == 2
-    for expert, neighbours in enumerate(model.neighbours(percepts)):
+    for expert, neighbours in enumerate(percepts.neighbours):
         items = [i for i in percepts.items if i.expert == expert]
         check(neighbours, torch.cat([i.coordinates_X3 for i in items]), torch.cat([i.lengths_S for i in items]))
 
@@ -73,7 +73,7 @@ def test_square_images_are_convolved_as_torch_does() -> None:
     model = tiny_model(image_size=32, image={"convolution": True, "leading_tokens": 1})
     batch = make_batch(random_rows(3), image_size=32)
     percepts = model.lay_out(batch)
-    (near,) = model.neighbours(percepts)
+    (near,) = percepts.neighbours
     x_XD = torch.randn(3 * 17, 32)
     convolution = model.fusion_layers[0].perception.convolution
     found_NGGD = convolution(x_XD, near).view(3, 17, 32)[:, 1:]

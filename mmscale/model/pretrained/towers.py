@@ -44,9 +44,11 @@ def load_towers(model: MMScaleModel, config: ModelConfig) -> list[LoadReport]:
     shapes.check(model.config, of_text and of_text[2], of_image and of_image[2], folders) if folders else None
     reports = []
     if text is not None:
-        _silence(model.text_experts())
+        _zero_convolutions(model.text_experts())
     if image is not None:
-        _silence([m for m in model.image_layers.modules() if isinstance(m, Expert)] + [found[0] for found in model.perception_experts()])
+        _zero_convolutions(
+            [m for m in model.image_layers.modules() if isinstance(m, Expert)] + [found[0] for found in model.perception_experts()]
+        )
     if text is not None and of_text is not None:
         reports.append(_load_text(model, Source(text, of_text[0], "text"), of_text[1], of_text[2]))
     if image is not None and of_image is not None:
@@ -58,7 +60,7 @@ def load_towers(model: MMScaleModel, config: ModelConfig) -> list[LoadReport]:
 
 
 @torch.no_grad()
-def _silence(experts: Iterable[Expert]) -> None:
+def _zero_convolutions(experts: Iterable[Expert]) -> None:
     """Let convolutions, which the checkpoint has none of, start as nothing."""
     for expert in experts:
         if expert.convolution is not None:
