@@ -9,14 +9,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmscale.arithmetic import plan_batch
 from mmscale.config import RunConfig
 
+if TYPE_CHECKING:
+    from mmscale.memory import ParameterSize
+
 VOCABULARY = 30_522
 """Entries of the tokenizer where it is not known: BERT's."""
-SAVED_BYTES = 12
-"""A trained parameter in a checkpoint: fp32 master, first and second moment (docs/checkpoints.md); a frozen one is saved as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,26 +46,26 @@ def estimate(config: RunConfig, ranks: int, *, bf16: bool, vocabulary: int = VOC
     from mmscale.memory import parameter_sizes, with_state
     from mmscale.outline import outline
 
-    sizes = parameter_sizes(outline(config, vocabulary, len(config.data.labels or ())))
+    sizes = parameter_sizes(outline(config, vocabulary, len(config.data.labels or ())), config.optimizer)
     width = 2 if bf16 else 4
     memory = with_state(sizes, config, plan_batch(config, ranks), width, 0, 0)
     return Estimate(
-        parameters=sum(n for n, _ in sizes),
+        parameters=sum(s.numel for s in sizes),
         checkpoint_bytes=checkpoint_bytes(sizes, config, width),
         state_bytes=int(memory.device + memory.host),
     )
 
 
-def checkpoint_bytes(sizes: Sequence[tuple[int, bool]], config: RunConfig, width: int) -> int:
-    """Size of a checkpoint.
+def checkpoint_bytes(sizes: Sequence[ParameterSize], config: RunConfig, width: int) -> int:
+    """Size of a checkpoint: fp32 masters and moments (docs/checkpoints.md); what is frozen is saved as it is.
 
     Args:
-        sizes: numbers in each parameter, and whether it is trained.
+        sizes: of the parameters.
         config: the stage.
         width: bytes of a weight.
     """
     average = 4 if config.train.ema_decay is not None else 0
-    return sum(n * (SAVED_BYTES + average if trained else width) for n, trained in sizes)
+    return sum(s.numel * (4 + 4 * s.moments + average if s.trained else width) for s in sizes)
 
 
 def known_vocabulary(config: RunConfig) -> int | None:

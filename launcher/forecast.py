@@ -22,7 +22,7 @@ from shards.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmscale.engine import Trainee
-    from mmscale.memory import Memory
+    from mmscale.memory import Memory, ParameterSize
 
 Stage = Literal[0, 1, 2, 3]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -133,7 +133,7 @@ class Desk:
     site: Site
     assumptions: Assumptions
     trainee: Trainee
-    sizes: Sequence[tuple[int, bool]]
+    sizes: Sequence[ParameterSize]
     counts: Any
     """Function from a micro-batch to its counts."""
 
@@ -199,7 +199,7 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
 
     trainee = outline(config, facts.vocabulary or VOCABULARY, len(config.data.labels or ()) or assumptions.sample.labels)
     typical = Typical.of(config, trainee, facts.text_tokens)
-    sizes = parameter_sizes(trainee)
+    sizes = parameter_sizes(trainee, config.optimizer)
     desk = Desk(
         config=config, site=site, assumptions=assumptions, trainee=trainee, sizes=sizes, counts=lru_cache(maxsize=64)(typical.counts)
     )
@@ -226,8 +226,8 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
     return Forecast(
         run=config.run,
         site=site,
-        parameters=sum(n for n, _ in sizes),
-        trained=sum(n for n, on in sizes if on),
+        parameters=sum(s.numel for s in sizes),
+        trained=sum(s.numel for s in sizes if s.trained),
         global_batch=train.global_batch,
         stage=stage,
         recompute=recompute,
@@ -260,7 +260,7 @@ def _stage(desk: Desk, stage: Stage, flops: float) -> StageForecast:
     memory = desk.memory(stage, recompute, micro, accumulation)
     if memory.device > desk.usable_bytes:
         plan = None
-    parameters, trained = sum(n for n, _ in desk.sizes), sum(n for n, on in desk.sizes if on)
+    parameters, trained = sum(s.numel for s in desk.sizes), sum(s.numel for s in desk.sizes if s.trained)
     paper, real = formulas.stage_numbers(stage, parameters, trained, accumulation)
     contrastive = config.objectives.contrastive
     crosses = contrastive.weight > 0 and (contrastive.group is None or micro % contrastive.group)

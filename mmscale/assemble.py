@@ -174,8 +174,9 @@ def run_state(
     model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
     if run.config.lora.rank:
         model["lora"] = plain["lora"]
-    # a run goes on with the rates by depth that it was begun with
-    model |= {f"optimizer.{k}": plain["optimizer"][k] for k in ("layer_decay", "head_lr_ratio") if plain["optimizer"][k] != 1}
+    # a run goes on with the optimizer and the rates by depth that it was begun with
+    begun = {"name": "adamw", "layer_decay": 1, "head_lr_ratio": 1}
+    model |= {f"optimizer.{k}": plain["optimizer"][k] for k, usual in begun.items() if plain["optimizer"][k] != usual}
     return RunState(
         step=step,
         samples_seen=samples_seen,

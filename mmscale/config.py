@@ -50,8 +50,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW or Muon, with linear warm-up and cosine decay."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices inside the layers move along their orthogonalised momentum, all else by AdamW, at one learning rate. For ZeRO
+    0, 1 and 2."""
     lr: float = 1e-3
     """Peak learning rate."""
     min_lr_ratio: float = 0.05
@@ -62,6 +65,8 @@ class OptimizerConfig:
     """AdamW's decay rates."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    momentum: float = 0.95
+    """Decay rate of Muon's momentum."""
     weight_decay: float = 0.05
     """Decoupled weight decay of matrices; vectors, norms and embeddings get none."""
     layer_decay: float = 1.0
@@ -275,6 +280,12 @@ def _check(config: RunConfig) -> None:
     config.watchdog.check()
     optimizer, lora = config.optimizer, config.lora
     need(0 < optimizer.layer_decay <= 1, f"`optimizer.layer_decay` must be above 0 and at most 1; got {optimizer.layer_decay}.")
+    need(
+        optimizer.name == "adamw" or (config.zero.stage < 3 and config.zero.offload_optimizer == "none"),
+        f"`optimizer.name=muon` needs whole matrices at hand, which zero.stage = {config.zero.stage} with zero.offload_optimizer = "
+        f"{config.zero.offload_optimizer} does not give. Use zero.stage=0, 1 or 2 without offload, or optimizer.name=adamw.",
+    )
+    need(0 <= optimizer.momentum < 1, f"`optimizer.momentum` must be at least 0 and below 1; got {optimizer.momentum}.")
     need(optimizer.head_lr_ratio > 0, f"`optimizer.head_lr_ratio` must be above 0; got {optimizer.head_lr_ratio}.")
     need(lora.rank >= 0, f"`lora.rank` must be at least 1, or 0 for no adapters; got {lora.rank}.")
     need(0 <= lora.dropout < 1, f"`lora.dropout` must be at least 0 and below 1; got {lora.dropout}.")

@@ -13,8 +13,10 @@ from mmscale.config import RunConfig, ZeroConfig
 from mmscale.data.batch import Batch
 from mmscale.model import MMScaleModel
 from mmscale.model.compiled import compile_experts
+from mmscale.muon import Muon
 from mmscale.objectives import Objective
 from mmscale.optim import build_optimizer
+from mmscale.weights import trained_fragments
 
 Logs = dict[str, tuple[Tensor, Tensor]]
 
@@ -86,6 +88,7 @@ def deepspeed_config(config: RunConfig, plan: BatchPlan, dtype: torch.dtype, tra
         "steps_per_print": 2**31,
         "zero_optimization": zero_options(config.zero, trained, device),
         "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": config.optimizer.name == "muon",
     }
     if own and config.zero.stage:
         derived["zero_optimization"]["compute_grad_norm"] = False
@@ -108,7 +111,10 @@ def build_engine(trainee: Trainee, config: RunConfig, plan: BatchPlan, dtype: to
         compile_experts(trainee.model)
     trained = sum(p.numel() for p in trainee.parameters() if p.requires_grad)
     derived = deepspeed_config(config, plan, dtype, trained, device)
-    engine, *_ = deepspeed.initialize(model=trainee, optimizer=build_optimizer(trainee, config.optimizer), config=derived)
+    optimizer = build_optimizer(trainee, config.optimizer)
+    engine, *_ = deepspeed.initialize(model=trainee, optimizer=optimizer, config=derived)
+    if isinstance(optimizer, Muon) and config.zero.stage:
+        optimizer.lay_out(trained_fragments(engine, trainee), engine.optimizer.dp_process_group)
     if plan.ranks == 1 and config.zero.stage == 0:  # it would copy all gradients into a buffer and back, to sum them over one rank
         engine.enable_backward_allreduce = False
     return engine

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from mmscale.arithmetic import BatchPlan
-from mmscale.config import RunConfig
+from mmscale.config import OptimizerConfig, RunConfig
 from mmscale.counts import Counts, Stack
 from mmscale.engine import Trainee
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.convolution import SIDE, TAPS
 from mmscale.model.cross_entropy import LOGITS_AT_ONCE
 from mmscale.model.text_convolution import SPAN
+from mmscale.optim import muon_matrices
 
 MIB = 2**20
 
@@ -106,21 +108,34 @@ def estimate(
     kept = max((activations(shape, c, kernels, recompute) for c in first), default=0.0)
     work = max((workspace(shape, c, kernels, recompute) for c in first), default=0.0)
     work = max([work, *(gathered(shape, c, plan.ranks, config.objectives.contrastive.group) for c in first)])
-    return with_state(parameter_sizes(trainee), config, plan, kernels.width, kept, work)
+    return with_state(parameter_sizes(trainee, config.optimizer), config, plan, kernels.width, kept, work)
 
 
-def parameter_sizes(module: nn.Module) -> list[tuple[int, bool]]:
-    """Numbers in each parameter, and whether it is trained."""
-    return [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in module.parameters()]
+class ParameterSize(NamedTuple):
+    """What matters of a parameter where only memory counts."""
+
+    numel: int
+    trained: bool
+    moments: int
+    """Numbers that the optimizer keeps for each of the parameter's."""
 
 
-def with_state(sizes: Sequence[tuple[int, bool]], config: RunConfig, plan: BatchPlan, width: int, kept: float, work: float) -> Memory:
+def parameter_sizes(module: nn.Module, optimizer: OptimizerConfig) -> list[ParameterSize]:
+    """List the sizes of a model's parameters."""
+    muon = set(muon_matrices(module)) if optimizer.name == "muon" else set()
+    return [
+        ParameterSize(int(getattr(p, "ds_numel", p.numel())), p.requires_grad, p.requires_grad * (1 if name in muon else 2))
+        for name, p in module.named_parameters()
+    ]
+
+
+def with_state(sizes: Sequence[ParameterSize], config: RunConfig, plan: BatchPlan, width: int, kept: float, work: float) -> Memory:
     """Add weights, gradients and optimizer to the bytes of activations."""
     zero, stage, ranks = config.zero, config.zero.stage, plan.ranks
-    parameters, trained = sum(n for n, _ in sizes), sum(n for n, on in sizes if on)
+    parameters, trained = sum(s.numel for s in sizes), sum(s.numel for s in sizes if s.trained)
     share = ranks if stage >= 1 else 1
     master = 4 if stage >= 1 or width == 2 else 0
-    state = trained * (8 + master) / share
+    state = (trained * master + sum(4 * s.moments * s.numel for s in sizes)) / share
     average = 0 if config.train.ema_decay is None else trained * 4 / share
     summed = 4 if width == 2 and stage >= 1 and plan.accumulation > 1 else width
     offloaded = zero.offload_optimizer == "cpu"
@@ -134,8 +149,8 @@ def with_state(sizes: Sequence[tuple[int, bool]], config: RunConfig, plan: Batch
     weights = float(parameters * width)
     buffers = min(zero.reduce_bucket, trained) * width if stage else 0
     if stage == 3:
-        small = sum(n for n, _ in sizes if n <= zero.persistence_threshold)
-        largest = max((n for n, _ in sizes), default=0)
+        small = sum(s.numel for s in sizes if s.numel <= zero.persistence_threshold)
+        largest = max((s.numel for s in sizes), default=0)
         weights = (parameters / ranks + small) * width
         buffers += min(parameters - small, zero.prefetch_bucket + 2 * largest) * width
     return Memory(

@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate schedule."""
+"""Parameter groups, the optimizer over them and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mmscale.config import OptimizerConfig
+from mmscale.muon import Muon
 from shards.errors import ConfigError
 
 _STACK = re.compile(r"(?:^|\.)(\w+)_layers\.(?:[a-zA-Z_]\w*\.)?(\d+)\.")
@@ -71,29 +72,41 @@ def distances(names: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def muon_matrices(model: nn.Module) -> list[str]:
+    """Names of the trained weights that Muon is for: those of the linear maps inside layers (no embedding, head or convolution)."""
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) in linear and _STACK.search(name)]
+
+
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Split the trained parameters into those that decay (matrices) and those that do not (vectors, embeddings), and by learning rate.
+
+    With `optimizer.name=muon` the matrices of the layers have groups of their own, marked `muon`.
 
     A group's `lr_factor`, 1 where it is absent, is layer_decay to the power of the layers up to the heads (Clark et al. 2020,
     ELECTRA, appendix A; Bao et al. 2022, BEiT, appendix H), and head_lr_ratio for heads.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     below = distances([name for name, _ in model.named_parameters()])
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    matrices = set(muon_matrices(model)) if config.name == "muon" else set()
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = config.layer_decay ** below[name] * (1.0 if below[name] else config.head_lr_ratio)
             plain = parameter.ndim < 2 or id(parameter) in embeddings
-            groups.setdefault((factor, plain), []).append(parameter)
+            groups.setdefault((factor, plain, name in matrices), []).append(parameter)
     found = []
-    for (factor, plain), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1])):
+    for (factor, plain, muon), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], *item[0][1:])):
         group: dict[str, Any] = {"params": parameters, "weight_decay": 0.0 if plain else config.weight_decay}
+        group |= {"muon": True} if muon else {}
         found.append(group if factor == 1.0 else group | {"lr_factor": factor})
     return found
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build AdamW (Loshchilov and Hutter 2019) over `parameter_groups`, fused on every device that has the kernel."""
+    """Build AdamW (Loshchilov and Hutter 2019), fused on every device that has the kernel, or Muon over `parameter_groups`."""
+    if config.name == "muon":
+        return Muon(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, momentum=config.momentum)
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -35,7 +35,7 @@ def load_state(folder: Path, engine: Any, model: nn.Module, average: MovingAvera
     if hasattr(engine.optimizer, "checkpoint_event_prologue"):  # ZeRO 3: give up gathered copies of small weights
         engine.optimizer.checkpoint_event_prologue()
     steps = {k: v for k, v in index.scalars.items() if k != AVERAGE_UPDATES}
-    create_moments(engine, model, set(index.tensors) - NOT_MOMENTS, steps)
+    create_moments(engine, model, {kind: set(names) for kind, names in index.tensors.items() if kind not in NOT_MOMENTS}, steps)
     pieces = live_state(engine, model, average).pieces
     with torch.no_grad():
         for piece in pieces:

@@ -82,8 +82,15 @@ def live_state(engine: Any, model: nn.Module, average: MovingAverage | None) -> 
     return LiveState(pieces + _frozen(model) + _buffers(model), scalars)
 
 
-def create_moments(engine: Any, model: nn.Module, kinds: set[str], scalars: dict[str, float]) -> None:
-    """Give the optimizer the state that its first step would create, so that there is something to load into."""
+def create_moments(engine: Any, model: nn.Module, kinds: dict[str, set[str]], scalars: dict[str, float]) -> None:
+    """Give the optimizer the state that its first step would create, so that there is something to load into.
+
+    Args:
+        engine: the DeepSpeed engine.
+        model: whose parameters it trains.
+        kinds: names of the parameters that have each kind of moment.
+        scalars: what the optimizer counts.
+    """
     optimizer = inner_optimizer(engine)
     settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for fragment in trained_fragments(engine, model):
@@ -93,9 +100,10 @@ def create_moments(engine: Any, model: nn.Module, kinds: set[str], scalars: dict
         group = settings.get(id(flat), optimizer.defaults)  # ZeRO 3 takes its flat tensors out of the groups between steps
         on_device = bool(group.get("fused") or group.get("capturable"))  # where torch's optimizers keep their step counts
         state = optimizer.state[flat]
-        for kind in sorted(kinds):  # a set has another order in every process, and files are written in this one
-            state.setdefault(kind, torch.zeros_like(flat, requires_grad=False))
-        for key, value in scalars.items():
+        for kind in sorted(kinds):  # files are written in this order
+            if fragment.name in kinds[kind]:
+                state.setdefault(kind, torch.zeros_like(flat, requires_grad=False))
+        for key, value in ({} if group.get("muon") else scalars).items():  # Muon counts nothing
             state[key] = torch.tensor(value, dtype=torch.float32, device=flat.device if on_device else "cpu")
 
 

@@ -83,7 +83,9 @@ def desk_of(config: RunConfig, gpus: int, set_words: tuple[str, ...] = ()) -> De
     trainee = outline(config, 1000)
     counts = Typical.of(config, trainee, 20).counts
     site, assumptions = Site.of(gpus, 8), load_assumptions("h100", set_words)
-    return Desk(config=config, site=site, assumptions=assumptions, trainee=trainee, sizes=parameter_sizes(trainee), counts=counts)
+    return Desk(
+        config=config, site=site, assumptions=assumptions, trainee=trainee, sizes=parameter_sizes(trainee, config.optimizer), counts=counts
+    )
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

@@ -36,7 +36,10 @@ def variants(stage: int | None) -> list[str]:
     chosen = [(0, "fp32", 8), (2, "bf16", 8), (3, "fp32", 4)]
     every = [(stage, precision, micro) for precision in ("fp32", "bf16") for micro in (4, 8)]
     name, words = "zero{0}-{1}-micro{2}", "zero.stage={0} train.precision={1} train.micro_batch={2}"
-    return [f"{name} {words} {WORDS}".format(*case) for case in (chosen if stage is None else every)]
+    lines = [f"{name} {words} {WORDS}".format(*case) for case in (chosen if stage is None else every)]
+    if stage is None or stage < 3:
+        lines.append(f"muon zero.stage={stage or 1} optimizer.name=muon {WORDS}")
+    return lines
 
 
 def changed(run: Path, step: int) -> list[str]:
