@@ -134,3 +134,24 @@ def test_what_has_no_whole_matrices_is_refused(tmp_path: Path, glyphs: Path, wor
     done = train(1, write_stage(tmp_path, glyphs), f"run={tmp_path / 'run'}", "optimizer.name=muon", words)
     assert done.returncode == 2
     assert "`optimizer.name=muon` needs whole matrices at hand" in done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_steps_are_the_same_on_a_gpu_and_wait_for_nothing() -> None:
+    ours, theirs = parameters(), [nn.Parameter(p.detach().cuda()) for p in parameters()]
+    mine, other = muon(ours), muon(theirs)
+    mine.found_inf = torch.zeros(())
+    other.found_inf = torch.zeros((), device="cuda")
+    given = [[gradient.cuda() for gradient in gradients(step)] for step in range(5)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(5):
+            stepped(ours, mine, step)
+            for q, gradient in zip(theirs, given[step], strict=True):
+                q.grad = gradient
+            other.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for p, q, start in zip(ours, theirs, parameters(), strict=True):
+        assert (p - q.cpu()).norm() < 0.02 * (p - start).norm()
