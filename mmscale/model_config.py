@@ -30,6 +30,9 @@ class TextTowerConfig:
     """Epsilon of text's norms; null: layer_norm_eps."""
     embedding_norm: bool = True
     """A norm after the sum of the word and position tables, as in BERT; CLIP and SigLIP have none."""
+    table_std: float = 0.02
+    """Standard deviation that the word and position tables start with. Behind the norm their size does not show, but a step changes less of
+    a larger table: at 1 words keep apart, at 0.02 rare ones are learned sooner."""
     convolution: bool = False
     """Before every lower layer of text add to each word what a convolution of 5 words, channel by channel, finds beside it (So et al. 2021,
     Primer); causal text looks back alone. With model.image.convolution questions about relations are learned from far fewer samples."""
@@ -123,6 +126,7 @@ class ModelConfig:
         )
         need(min(self.image_std) > 0, f"`model.image_std` must be above 0; got {list(self.image_std)}.")
         width, heads = self.text.hidden_size or self.hidden_size, self.text.num_heads or self.num_heads
+        need(self.text.table_std > 0, f"`model.text.table_std` must be above 0; got {self.text.table_std}.")
         need(width % heads == 0, f"`model.text.num_heads` must divide the text's width {width}; got {heads}.")
         need(
             self.image.pooling == "attention" or self.image.leading_tokens > 0,

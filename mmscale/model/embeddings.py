@@ -100,6 +100,14 @@ class ImageEmbedding(nn.Module):
         return embedded
 
 
+class Table(nn.Embedding):
+    """A table of vectors that knows the standard deviation it starts with."""
+
+    def __init__(self, rows: int, width: int, std: float) -> None:
+        super().__init__(rows, width)
+        self.std = std
+
+
 class TextEmbedding(nn.Module):
     """Word and position tables, and, unless `text.embedding_norm` is off, a norm after their sum (Devlin et al. 2019);
     words alone where positions are rotary.
@@ -110,8 +118,9 @@ class TextEmbedding(nn.Module):
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__()
         shape = config.expert("text")
-        self.words = nn.Embedding(config.vocab_size, shape.width)
-        self.positions = nn.Embedding(config.max_text_tokens, shape.width) if config.positions == "learned" else None
+        std = config.text_tower.table_std
+        self.words = Table(config.vocab_size, shape.width, std)
+        self.positions = Table(config.max_text_tokens, shape.width, std) if config.positions == "learned" else None
         self.norm: nn.Module = nn.LayerNorm(shape.width, eps=shape.eps) if config.text_tower.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 

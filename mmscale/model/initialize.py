@@ -11,7 +11,7 @@ from transformers import initialization
 from mmscale.model.block import ResidualLinear
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.convolution import Convolution
-from mmscale.model.embeddings import ImageEmbedding
+from mmscale.model.embeddings import ImageEmbedding, Table
 from mmscale.model.heads import AttentionPool, ContrastiveScale, LanguageHead, OutputLinear
 from mmscale.model.patch_embedding import PatchEmbedding
 
@@ -26,7 +26,7 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     A layer's weights have the standard deviation 1 / sqrt(inputs) (LeCun et al. 1998, section 4.6), so that a narrow model starts with
     activations as large as a wide one: with BERT's 0.02 for every width, one of width 128 needs several times as many samples. Layers that
     write into the residual stream are scaled by 1 / sqrt(2 x layers) (Radford et al. 2019, section 2.3). Tables of text, which a norm
-    follows, and the last layers of heads take `initializer_range`; what is added to patches is about as large as they are.
+    follows, take `text.table_std`, the last layers of heads `initializer_range`; what is added to patches is about as large as they are.
     """
     std = config.initializer_range
     if isinstance(module, nn.Linear):
@@ -34,8 +34,8 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
         _truncated(module.weight, std if isinstance(module, OutputLinear) else 1 / math.sqrt(depth * module.in_features))
         if module.bias is not None:
             initialization.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        _truncated(module.weight, std)
+    elif isinstance(module, Table):
+        _truncated(module.weight, module.std)
     elif isinstance(module, nn.LayerNorm):
         initialization.ones_(module.weight)
         initialization.zeros_(module.bias)

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from mmscale.model import MMScaleConfig, MMScaleModel, register
+from mmscale.model_config import ModelConfig, TextTowerConfig
+from shards.errors import ConfigError
 from tests.model.tiny import all_objectives, make_batch, random_rows, tiny_config, tiny_model
 
 
@@ -57,6 +59,7 @@ def test_initialisation_is_truncated_normal_and_smaller_into_the_residual_stream
     assert abs(expert.down.weight.std().item() * (8 * expert.down.in_features) ** 0.5 - 0.88) < 0.05
     assert model.matching_head.linear.weight.abs().max() <= 0.04
     assert model.language_head.weight.abs().max() <= 0.04
+    assert abs(model.text_embedding.words.weight.std().item() / 0.02 - 0.88) < 0.05
     scale, bias = model.contrastive_scale()
     assert scale.item() == pytest.approx(10.0)
     assert bias.item() == pytest.approx(-math.log(32768))  # SigLIP's -10, at its batch size
@@ -69,3 +72,12 @@ def test_initialisation_is_truncated_normal_and_smaller_into_the_residual_stream
 def test_the_same_seed_gives_the_same_model() -> None:
     first, second = tiny_model(seed=3), tiny_model(seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_tables_of_text_start_as_large_as_they_are_told() -> None:
+    torch.manual_seed(0)
+    embedding = MMScaleModel(tiny_config(hidden_size=64, text={"table_std": 1.0})).text_embedding
+    for table in (embedding.words, embedding.positions):
+        assert abs(table.weight.std().item() - 0.88) < 0.05
+    with pytest.raises(ConfigError, match=r"`model.text.table_std` must be above 0; got 0.0"):
+        ModelConfig(text=TextTowerConfig(table_std=0.0)).check()
