@@ -172,6 +172,7 @@ def run_state(
     unset = {key: defaults[key] for key in ("positions", "rotary_base", "modalities")}
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
     model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
+    model["text"] = {k: v for k, v in model["text"].items() if k != "table_std" or v != defaults["text"][k]}
     if run.config.lora.rank:
         model["lora"] = plain["lora"]
     # a run goes on with the optimizer and the rates by depth that it was begun with

@@ -31,8 +31,8 @@ class TextTowerConfig:
     embedding_norm: bool = True
     """A norm after the sum of the word and position tables, as in BERT; CLIP and SigLIP have none."""
     table_std: float = 0.02
-    """Standard deviation that the word and position tables start with. Behind the norm their size does not show, but a step changes less of
-    a larger table: at 1 words keep apart, at 0.02 rare ones are learned sooner."""
+    """Standard deviation that the word and position tables start with. Behind the norm their size does not show, but a step turns a larger
+    table by less: at 1 words such as left and right keep apart (docs/architecture.md)."""
     convolution: bool = False
     """Before every lower layer of text add to each word what a convolution of 5 words, channel by channel, finds beside it (So et al. 2021,
     Primer); causal text looks back alone. With model.image.convolution questions about relations are learned from far fewer samples."""

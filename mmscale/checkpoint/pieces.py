@@ -1,7 +1,7 @@
 """The state of a run as pieces: which range of which tensor this rank holds, whatever the ZeRO stage and the number of ranks.
 
-Kinds of tensors: `master` (fp32 weights that are trained), the optimizer's own names for its moments (`exp_avg`, `exp_avg_sq`), `average`
-(the moving average), `frozen` (weights that are not trained) and `buffer`.
+Kinds of tensors: `master` (fp32 weights that are trained), the optimizer's own names for its moments (`exp_avg`, `exp_avg_sq`,
+`momentum_buffer`), `average` (the moving average), `frozen` (weights that are not trained) and `buffer`.
 """
 
 from __future__ import annotations
