@@ -50,7 +50,11 @@ from mmscale.step import StepSums, optimizer_step
 from mmscale.world import World, connect, read_world, resolve_precision
 
 MICRO = {"tiny": 2048, "small": 512, "base": 256, "large": 256}
-"""Pairs a micro-batch on a device; large with full activation checkpointing, as its part says."""
+"""Pairs a micro-batch on a device; large with full activation checkpointing, as its part says. Twice as many where there is `PLENTY`."""
+PLENTY = 120 * 2**30
+"""Bytes of a device."""
+UNREPEATED = {"large": 192}
+"""Pairs a micro-batch where there is `PLENTY`, once more without activation checkpointing."""
 LONGEST = 64
 OBJECTIVES = [
     *("objectives.contrastive.weight=1", "objectives.captioning.weight=1", "objectives.masked_language.weight=1"),
@@ -146,13 +150,16 @@ def measure(case: Case, size: str, steps: int) -> dict[str, Any]:
 
 
 def losses_of_stages(place: Path, world: World, micro: int, words: Sequence[str]) -> dict[str, Any]:
-    """The loss of three steps of the tiny model at every stage: all stages compute the same."""
+    """The loss of three steps of the tiny model at every stage, and of stage 1 compiled: all compute the same."""
+    cases: dict[str, tuple[int, list[str]]] = {str(stage): (stage, []) for stage in range(4)}
+    if world.device.type == "cuda":
+        cases["1, compiled"] = (1, ["train.compile=true"])
     found = {}
-    for stage in range(4):
-        case = Case(place, world, "tiny", stage, micro, words)
-        found[stage] = [sum(case.step(number).reduce()[0]) for number in range(3)]
+    for name, (stage, more) in cases.items():
+        case = Case(place, world, "tiny", stage, micro, [*more, *words])
+        found[name] = [sum(case.step(number).reduce()[0]) for number in range(3)]
         case.close()
-    spread = max(abs(a - b) / abs(b) for row in found.values() for a, b in zip(row, found[0], strict=True))
+    spread = max(abs(a - b) / abs(b) for row in found.values() for a, b in zip(row, found["0"], strict=True))
     return {"losses": found, "largest_relative_difference": spread, "equal": spread < 0.02}
 
 
@@ -239,11 +246,15 @@ def run(world: World, given: argparse.Namespace, place: Path) -> dict[str, Any]:
     report["attention"] = [attention(world, *s, 20 if cuda else 2) for s in ([(256, 320, 12), (64, 2048, 16)] if cuda else [(6, 24, 2)])]
     report["steps"] = []
     for size in given.sizes:
-        cases: list[tuple[int, list[str]]] = [(stage, []) for stage in given.stages]
+        plenty = cuda and torch.cuda.get_device_properties(world.device).total_memory > PLENTY
+        micro = given.micro or (MICRO[size] * (1 + plenty) if cuda else 4)
+        cases: list[tuple[int, int, list[str]]] = [(stage, micro, []) for stage in given.stages]
         if cuda and size in given.compiled:
-            cases.insert(0, (1, ["train.compile=true"]))
-        for stage, words in cases:
-            found = one_case(place, world, size, stage, given, words)
+            cases.insert(0, (1, micro, ["train.compile=true"]))
+        if plenty and size in given.compiled and size in UNREPEATED:
+            cases.insert(0, (1, UNREPEATED[size], ["train.compile=true", "model.activation_checkpointing=none"]))
+        for stage, pairs, words in cases:
+            found = one_case(place, world, size, stage, pairs, given, words)
             report["steps"].append(found)
             if world.is_first:
                 print(json.dumps(found), flush=True)
@@ -261,9 +272,10 @@ def save(report: dict[str, Any], world: World, out: Path) -> None:
     out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def one_case(place: Path, world: World, size: str, stage: int, given: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def one_case(
+    place: Path, world: World, size: str, stage: int, micro: int, given: argparse.Namespace, words: Sequence[str]
+) -> dict[str, Any]:
     """Measure a case; one that does not fit is said to, and the others go on."""
-    micro = given.micro or (MICRO[size] if world.device.type == "cuda" else 4)
     case = None
     try:
         case = Case(place, world, size, stage, micro, [*words, *given.words])

@@ -22,7 +22,7 @@ from mmscale.counts import Counts, Stack
 from mmscale.engine import Trainee
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.convolution import SIDE, TAPS
-from mmscale.model.cross_entropy import LOGITS_AT_ONCE
+from mmscale.model.cross_entropy import logits_at_once
 from mmscale.model.text_convolution import SPAN
 from mmscale.optim import muon_matrices
 
@@ -36,6 +36,11 @@ class Kernels:
     width: int
     """w: bytes of a weight or an activation."""
     cuda: bool
+
+    @property
+    def device(self) -> str:
+        """The type of the device."""
+        return "cuda" if self.cuda else "cpu"
 
     @property
     def packed(self) -> bool:
@@ -185,7 +190,7 @@ def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recomput
         if recompute == "none":
             total += shape.lower_layers("text") * texts.tokens * shape.expert("text").width * w
     embeddings = (counts.perceived + texts.tokens) * d * w * (1 if shape.dropout and not kernels.cuda else 0)
-    return total + embeddings + _heads(shape, counts, w)
+    return total + embeddings + _heads(shape, counts, kernels)
 
 
 def workspace(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute: str) -> float:
@@ -202,7 +207,7 @@ def workspace(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recompute:
 
     # without recomputation the first backward is the fullest: later ones find memory that was given back
     first = layers[-1][0].stack.tokens * 4 * d * w if layers else 0
-    logits = min(counts.words * shape.vocab_size, LOGITS_AT_ONCE) * (4 + w)
+    logits = min(counts.words * shape.vocab_size, logits_at_once(kernels.device)) * (8 + (w if w < 4 else 0))
     return float(max(first, logits, *(again(*layer) for layer in layers if recompute != "none"), 0))
 
 
@@ -303,10 +308,10 @@ def _angles(shape: MMScaleConfig, stack: Stack) -> float:
     return stack.tokens * 4.0 * shape.expert("image").head_size if shape.positions == "rotary" else 0.0
 
 
-def _heads(shape: MMScaleConfig, counts: Counts, w: int) -> float:
-    d = shape.hidden_size
+def _heads(shape: MMScaleConfig, counts: Counts, kernels: Kernels) -> float:
+    d, w = shape.hidden_size, kernels.width
     logits = counts.words * shape.vocab_size
-    total = counts.words * (2 * d * w + 20) + (4 * logits if logits <= LOGITS_AT_ONCE else 0)
+    total = counts.words * (2 * d * w + 20) + (4 * logits if logits <= logits_at_once(kernels.device) else 0)
     total += counts.patches * 2 * d * w + 4 * counts.predicted
     embedded = counts.perceiving + counts.captions
     total += (counts.pooled + embedded) * 2 * d * w + embedded * 8 * shape.projection_size

@@ -1,4 +1,5 @@
-"""torch.compile of what is dense in a layer: norms, projections, feed-forward part. Attention and its plans stay outside.
+"""torch.compile of what is dense in a layer: norms, projections, feed-forward part; of what the loss over the vocabulary does to each
+logit; and, on CUDA, of the copies that put rows of two experts into one sequence. Attention itself and its plans stay outside.
 
 All experts of a model share two graphs, whatever the layer: weights are inputs of a graph, and the number of tokens is a symbol in it,
 so that ragged batches compile nothing again. The modules stay what they are, and with them the names in a checkpoint.
@@ -13,14 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from mmscale.model.block import Expert
+from mmscale.model.heads import LanguageHead
+from mmscale.model.model import MMScaleModel
 
 
 def compile_experts(model: nn.Module, backend: str = "inductor") -> int:
-    """Compile the dense parts of every expert, when they are first called.
+    """Compile the dense parts of every expert and the language head's loss, when they are first called.
 
     Returns:
         How many experts there are.
     """
+    for module in model.modules():
+        if isinstance(module, (LanguageHead, MMScaleModel)):
+            module.backend = backend
     experts = [module for module in model.modules() if isinstance(module, Expert)]
     for expert in experts:
         expert.project = _ragged(expert.project, backend)  # type: ignore[method-assign]

@@ -102,6 +102,8 @@ class LanguageHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.backend: str | None = None
+        """Of torch.compile, for the loss."""
 
     def forward(self, x_RD: Tensor, labels_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Without labels: the logits (R, V) and an empty tensor. With labels: cross-entropy (R,) fp32 and hits (R,) bool."""
@@ -109,7 +111,7 @@ class LanguageHead(nn.Module):
         if labels_R is None:
             logits_RV = F.linear(x_RD, self.weight, self.bias)
             return logits_RV, logits_RV[:0]
-        return linear_cross_entropy(x_RD, self.weight, self.bias, labels_R)
+        return linear_cross_entropy(x_RD, self.weight, self.bias, labels_R, self.backend)
 
 
 class OutputLinear(nn.Linear):

@@ -56,6 +56,8 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: MMScaleConfig) -> None:
         super().__init__(config)
+        self.backend: str | None = None
+        """Of torch.compile, where `mmscale.model.compiled` was asked for it."""
         self.modalities = build_modalities(config)
         others = {name: m for name, m in self.modalities.items() if name != "image"}
         native, experts = self.modalities.get("image"), experts_of(self.modalities)[1:]
@@ -101,7 +103,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         negatives = self._negatives(batch, wanted, lower, percepts)
         listed = entries(batch, wanted, negatives, percepts)
         sizes = sizes_of(batch, wanted, self.config)
-        seqs = arrange(listed, lower.text_offsets, percepts, self.config, lower.text_UD.dtype, sizes)
+        seqs = arrange(listed, lower.text_offsets, percepts, self.config, lower.text_UD.dtype, sizes, self.backend)
         labels_U = torch.cat([batch.caption.labels_T, batch.text.labels_T])
         rows = readout(seqs, labels_U, percepts, wanted)
         perception_RD, text_RD = self.upper(lower, percepts, seqs, rows)

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmscale.model.fused import fused
+
 Projected = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each (T, H, K)."""
 
@@ -67,13 +69,15 @@ class Order:
     from_A: Tensor
     """Where each row of a stands."""
     from_B: Tensor
+    backend: str | None = None
+    """Of torch.compile, for one pass over the rows where operations take two."""
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, order: Order) -> Tensor:
         ctx.order = order
-        return torch.cat([a, b]).index_select(0, order.rows_T)
+        return _joined(a, b, order)
 
     @staticmethod
     @once_differentiable
@@ -90,7 +94,19 @@ class _Part(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.cat(above).index_select(0, ctx.order.rows_T), None
+        return _joined(above[0], above[1], ctx.order), None
+
+
+def _joined(a: Tensor, b: Tensor, order: Order) -> Tensor:
+    joined: Tensor = fused(_interleaved, order.backend, (a, b, order.rows_T))
+    return joined
+
+
+def _interleaved(a: Tensor, b: Tensor, rows_T: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return torch.cat([a, b]).index_select(0, rows_T)
+    first = (rows_T < len(a)).view(-1, *[1] * (a.ndim - 1))
+    return torch.where(first, a[rows_T.clamp(max=len(a) - 1)], b[(rows_T - len(a)).clamp(min=0)])
 
 
 def join(a: Tensor, b: Tensor, order: Order) -> Tensor:
@@ -208,6 +224,7 @@ def fused_plan(
     causal_rows: tuple[int, int],
     dense: int | None,
     longest: int,
+    backend: str | None = None,
 ) -> FusedPlan:
     """Plan of the upper stack.
 
@@ -219,6 +236,7 @@ def fused_plan(
         causal_rows: their rows of perception and of text.
         dense: tokens of every unit of perception where all are alike.
         longest: at least the length of the longest sequence.
+        backend: as `Order.backend`.
     """
     (from_A, from_B), (shown, spoken) = places, causal_rows
     total_S, cut = leading_S + text_S, shown + spoken
@@ -233,7 +251,7 @@ def fused_plan(
         Ragged.of(leading_S[:causal], longest) if shown and dense is None else None,
         Ragged.of(text_S[:causal], longest) if spoken else None,
         Ragged.of(total_S[:causal], longest) if spoken else None,
-        Order(torch.where(first < count, first, first - count + shown), from_A[:shown], from_B[:spoken]),
+        Order(torch.where(first < count, first, first - count + shown), from_A[:shown], from_B[:spoken], backend),
         Ragged.of(total_S[causal:], longest) if others else None,
-        Order(torch.where(rest < count, rest - shown, rest - shown - spoken), from_A[shown:] - cut, from_B[spoken:] - cut),
+        Order(torch.where(rest < count, rest - shown, rest - shown - spoken), from_A[shown:] - cut, from_B[spoken:] - cut, backend),
     )

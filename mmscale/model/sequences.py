@@ -179,7 +179,13 @@ def measure(listed: list[Entry], lengths: list[Tensor], labels: list[int | None]
 
 
 def arrange(
-    listed: list[Entry], text_offsets: Tensor, percepts: Percepts, config: MMScaleConfig, dtype: torch.dtype, sizes: Sizes | None = None
+    listed: list[Entry],
+    text_offsets: Tensor,
+    percepts: Percepts,
+    config: MMScaleConfig,
+    dtype: torch.dtype,
+    sizes: Sizes | None = None,
+    backend: str | None = None,
 ) -> Sequences:
     """Lay out the buffer of the upper stack. A sequence is its unit's tokens, part after part, then its text.
 
@@ -190,6 +196,7 @@ def arrange(
         config: the model's shape.
         dtype: of the activations.
         sizes: of the result; None takes them from `listed`, for which a device has to be waited for.
+        backend: of torch.compile, for the copies that attention makes; None: operation by operation.
     """
     unit_S, text_S = torch.cat([e.unit_S for e in listed]), torch.cat([e.text_S for e in listed])
     causal_S = torch.cat([torch.full_like(e.unit_S, e.causal) for e in listed]).bool()
@@ -217,7 +224,7 @@ def arrange(
             gathers.append(unit_S[nonzero(unit_S >= 0, sizes.rows[0] // part.length)])
         else:
             gathers.append(part.order_X[part.offsets[unit_S[sequence]] + offset])
-    plan = _plan((leading_S, text_lengths_S, causal_S), places, percepts, sizes, dtype)
+    plan = _plan((leading_S, text_lengths_S, causal_S), places, percepts, sizes, dtype, backend)
     if config.positions == "rotary":
         seen = gather_parts([part.fused_X3 for part in percepts.parts], percepts, gathers)
         places_T3 = torch.cat([*seen, text_coordinates(offset_T + text_starts(percepts, unit_S)[sequence_T])])
@@ -232,7 +239,14 @@ def arrange(
     return Sequences(gathers, tokens_T, first_rows, ends[:-1], first_text_row_S, unit_S, bounds, sizes, plan)
 
 
-def _plan(lengths: tuple[Tensor, Tensor, Tensor], places: list[Tensor], percepts: Percepts, sizes: Sizes, dtype: torch.dtype) -> Plan:
+def _plan(
+    lengths: tuple[Tensor, Tensor, Tensor],
+    places: list[Tensor],
+    percepts: Percepts,
+    sizes: Sizes,
+    dtype: torch.dtype,
+    backend: str | None,
+) -> Plan:
     """How the sequences attend.
 
     Args:
@@ -241,13 +255,13 @@ def _plan(lengths: tuple[Tensor, Tensor, Tensor], places: list[Tensor], percepts
         percepts: what the samples show.
         sizes: of the buffer.
         dtype: of the activations.
+        backend: as for `arrange`.
     """
     leading_S, text_S, causal_S = lengths
     if len(places) == 2 and sizes.sequences and packed.packs(leading_S.device, dtype):
         pair, dense = (places[0], places[1]), percepts.parts[0].length
-        return packed.fused_plan(
-            leading_S, text_S, pair, causal=sizes.causal, causal_rows=sizes.causal_rows, dense=dense, longest=sizes.longest
-        )
+        causal, spoken, longest = sizes.causal, sizes.causal_rows, sizes.longest
+        return packed.fused_plan(leading_S, text_S, pair, causal=causal, causal_rows=spoken, dense=dense, longest=longest, backend=backend)
     rows = torch.empty_like(torch.cat(places))
     rows[torch.cat(places)] = torch.arange(len(rows), device=rows.device)
     total_S = leading_S + text_S

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,21 +16,26 @@ from mmscale.model_config import ModelConfig
 from shards import configfile
 from tests.model.tiny import VOCAB, Largest, tiny_config
 
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
+
+@pytest.mark.filterwarnings("ignore")  # what torch says to itself while it traces
+@pytest.mark.parametrize("backend", [None, "aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
 @pytest.mark.parametrize("more", [0, 6])
 @pytest.mark.parametrize("rows", [0, 1, 4, 23, 24])
-def test_the_chunked_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, rows: int, more: int) -> None:
-    """Also with the words that a device's kernels want more of."""
+def test_the_chunked_loss_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, rows: int, more: int, backend: str | None) -> None:
+    """Also with the words that a device's kernels want more of, and compiled."""
     monkeypatch.setattr(cross_entropy, "_padded", lambda weight, bias: cross_entropy._widened(weight, bias, more))
     torch.manual_seed(0)
     head = LanguageHead(tiny_config())
     torch.nn.init.normal_(head.weight, std=0.3)
     torch.nn.init.normal_(head.bias)
+    head.backend = backend
     x, labels, above = torch.randn(23 if rows else 0, 32, requires_grad=True), torch.randint(0, VOCAB, (23,)), torch.randn(23)
     labels, above, leaves = labels[: len(x)], above[: len(x)], (x, head.weight, head.bias)
     logits, _ = head(x)
     plain = F.cross_entropy(logits, labels, reduction="none")
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", VOCAB * max(1, rows))
+    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "cpu", VOCAB * max(1, rows))
     loss, hits = head(x, labels)
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-6)
     assert hits.tolist() == (logits.argmax(1) == labels).tolist()
@@ -46,7 +53,7 @@ def test_gradients_are_summed_over_chunks_in_fp32(monkeypatch: pytest.MonkeyPatc
     F.cross_entropy(x.double() @ exact.T, labels, reduction="sum").backward()
     errors = []
     for rows in (512, 2):
-        monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", VOCAB * rows)
+        monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "cpu", VOCAB * rows)
         leaf = weight.clone().requires_grad_()
         cross_entropy.linear_cross_entropy(x, leaf, torch.zeros(VOCAB).bfloat16(), labels)[0].sum().backward()
         errors.append((leaf.grad.double() - exact.grad).norm() / exact.grad.norm())
@@ -54,7 +61,7 @@ def test_gradients_are_summed_over_chunks_in_fp32(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_logits_of_all_rows_ever_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", VOCAB * 4)
+    monkeypatch.setitem(cross_entropy.LOGITS_AT_ONCE, "cpu", VOCAB * 4)
     head, x, labels = LanguageHead(tiny_config()), torch.randn(200, 32, requires_grad=True), torch.randint(0, VOCAB, (200,))
     torch.nn.init.normal_(head.weight)
     with Largest() as seen:

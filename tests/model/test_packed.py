@@ -62,11 +62,13 @@ def test_sizes_hold_what_is_laid_out(mix: str) -> None:
     assert sizes_of(batch, Wanted.of(objectives), tiny_model().config) is None
 
 
-def test_join_and_part_are_each_others_inverse() -> None:
+@pytest.mark.filterwarnings("ignore")  # what torch says to itself while it traces
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_join_and_part_are_each_others_inverse(backend: str | None) -> None:
     torch.manual_seed(0)
     a, b = (torch.randn(n, 2, 3, dtype=torch.float64, requires_grad=True) for n in (4, 3))
     places = torch.randperm(7)
-    order = Order(places.argsort(), places[:4], places[4:])
+    order = Order(places.argsort(), places[:4], places[4:], backend)
     joined = join(a, b, order)
     assert torch.equal(joined[places[:4]], a)
     assert torch.equal(joined[places[4:]], b)

@@ -56,7 +56,7 @@ def zero_steps(rank: int, ranks: int, stage: int, recompute: str, modalities: An
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ for minutes
     if recompute:
-        cross_entropy.LOGITS_AT_ONCE = VOCAB * 5  # several chunks, whose logits backward computes from the gathered weight
+        cross_entropy.LOGITS_AT_ONCE["cpu"] = VOCAB * 5  # several chunks, whose logits backward computes from the gathered weight
     deepspeed.init_distributed("gloo", verbose=False)
     config = {
         "train_micro_batch_size_per_gpu": 4,
