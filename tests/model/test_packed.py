@@ -12,6 +12,7 @@ from mmscale.model import packed
 from mmscale.model.packed import Order, join, part
 from mmscale.model.sequences import Wanted
 from mmscale.model.sizes import sizes_of
+from tests.devices import no_waits
 from tests.model.test_attention import reference_varlen
 from tests.model.test_modalities import assert_near, gradients, losses
 from tests.model.tiny import Row, all_objectives, make_batch, random_rows, tiny_model
@@ -85,10 +86,7 @@ def test_a_device_gives_the_losses_of_the_cpu_without_waiting(mix: str) -> None:
     batch, objectives = make_batch(MIXES[mix]), [o for o in all_objectives() if o.name != "matching" or mix == "one negative text"]
     there = batch.to(torch.device("cuda"))
     expected, _ = losses(model, batch, objectives), losses(other, there, objectives)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         got = losses(other, there, objectives)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for name, value in expected.items():
         torch.testing.assert_close(got[name].cpu(), value, rtol=0.05, atol=0.05)
