@@ -47,15 +47,27 @@ class Recipe:
     finetune: tuple[str, ...]
 
 
+SMALL = (
+    *("model.hidden_size=64", "model.num_heads=4", "model.unimodal_layers=0", "model.text.layers=2", "model.fusion_layers=4"),
+    *("model.image.convolution=true", "model.text.convolution=true", "model.text.table_std=1"),
+    *("train.global_batch=128", "train.precision=fp32", "zero.stage=0"),  # the fastest for so small a model on CPUs
+)
+MUON = (
+    *("optimizer.name=muon", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1", "optimizer.warmup_steps=100"),
+    *("optimizer.min_lr_ratio=0.02", "train.ema_decay=0.995"),
+)
 RECIPES = {
     "easy-vqa": Recipe(
         split="test",
         ranks=1,
         published={"CNN + bag of words, 8 epochs": 0.938, "question-only lookup": 0.670, "majority": 0.364},
         note="Complete published splits. The recipe was tuned on a tenth of the training images.",
-        common=("data.augment.flip=0.5", "model.image_mean=[0.9,0.9,0.9]", "model.image_std=[0.2,0.2,0.2]"),
-        pretrain=("train.steps=300",),
-        finetune=("train.steps=1500",),
+        common=(
+            *("model.patch_size=8", *SMALL),
+            *("model.image_mean=[0.9,0.9,0.9]", "model.image_std=[0.2,0.2,0.2]", "data.augment.dihedral=true"),
+        ),
+        pretrain=(),
+        finetune=("train.steps=2400", *MUON),
     ),
     "shapes": Recipe(
         split="val",
@@ -70,19 +82,13 @@ RECIPES = {
         "val split; its questions never occur in the training split. Flips, quarter turns and exchanged channels change images and "
         "questions together, so that some of them can occur in an augmented batch. The recipe was tuned on 24 of the training questions.",
         common=(
-            *("model.image_size=30", "model.patch_size=10", "model.hidden_size=64", "model.num_heads=4"),
-            *("model.unimodal_layers=0", "model.text.layers=2", "model.fusion_layers=4"),
-            *("model.image.convolution=true", "model.text.convolution=true", "model.text.table_std=1"),
-            *("model.image_mean=[0.09,0.09,0.09]", "model.image_std=[0.25,0.25,0.25]", "train.global_batch=128"),
+            *("model.image_size=30", "model.patch_size=10", *SMALL),
+            *("model.image_mean=[0.09,0.09,0.09]", "model.image_std=[0.25,0.25,0.25]"),
             *("data.augment.dihedral=true", "data.augment.directions=[above,right of,below,left of]"),
             *("data.augment.channel_permutation=true", "data.augment.colours=[red,green,blue]"),
-            *("train.precision=fp32", "zero.stage=0"),  # the fastest for so small a model on CPUs
         ),
         pretrain=(),
-        finetune=(
-            *("train.steps=8000", "train.ema_decay=0.995", "optimizer.name=muon", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1"),
-            *("optimizer.warmup_steps=200", "optimizer.min_lr_ratio=0.02"),
-        ),
+        finetune=("train.steps=8000", *MUON, "optimizer.warmup_steps=200"),
     ),
 }
 
