@@ -2,10 +2,10 @@
 
     python benchmarks/vqa.py easy-vqa | shapes [--seeds 0 1 2] [--jobs 1] [--place runs/vqa] [--out benchmarks/results/vqa-SET.json]
 
-Every command is one that a user would type: `mmscale shards write`, `mmscale launch` for pretraining and for fine-tuning,
-`mmscale evaluate`. Only the training split is ever trained on. For each seed: pretraining where the recipe has any, fine-tuning,
-evaluation; for the first seed also two controls of the same size and start, one that sees the question alone, one the image alone. `--jobs`
-seeds run side by side; a rank has one thread. Times are wall seconds of training on the machine named in the result.
+Every command is one that a user would type: `mmscale shards write`, `mmscale launch`, `mmscale evaluate`. Only the training split is ever
+trained on, from random weights. For each seed: training and evaluation; for the first seed also two controls of the same size, one that
+sees the question alone, one the image alone. `--jobs` seeds run side by side; a rank has one thread. Times are wall seconds of training on
+the machine named in the result.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ class Recipe:
     published: dict[str, float]
     """Accuracy by method, from the set's README."""
     note: str
-    common: tuple[str, ...]
-    pretrain: tuple[str, ...]
-    """Words of the pretraining; none: the model starts from random weights."""
-    finetune: tuple[str, ...]
+    words: tuple[str, ...]
+    """Of the training."""
 
 
 SMALL = (
@@ -53,7 +51,7 @@ SMALL = (
     *("train.global_batch=128", "train.precision=fp32", "zero.stage=0"),  # the fastest for so small a model on CPUs
 )
 MUON = (
-    *("optimizer.name=muon", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1", "optimizer.warmup_steps=100"),
+    *("optimizer.name=muon", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1"),
     *("optimizer.min_lr_ratio=0.02", "train.ema_decay=0.995"),
 )
 RECIPES = {
@@ -62,12 +60,10 @@ RECIPES = {
         ranks=1,
         published={"CNN + bag of words, 8 epochs": 0.938, "question-only lookup": 0.670, "majority": 0.364},
         note="Complete published splits. The recipe was tuned on a tenth of the training images.",
-        common=(
-            *("model.patch_size=8", *SMALL),
+        words=(
+            *("train.steps=2400", *MUON, "optimizer.warmup_steps=100", "model.patch_size=8", *SMALL),
             *("model.image_mean=[0.9,0.9,0.9]", "model.image_std=[0.2,0.2,0.2]", "data.augment.dihedral=true"),
         ),
-        pretrain=(),
-        finetune=("train.steps=2400", *MUON),
     ),
     "shapes": Recipe(
         split="val",
@@ -81,14 +77,12 @@ RECIPES = {
         note="Trained on reconstructed images: the published training images of train.large are not to be had. Evaluated on the original "
         "val split; its questions never occur in the training split. Flips, quarter turns and exchanged channels change images and "
         "questions together, so that some of them can occur in an augmented batch. The recipe was tuned on 24 of the training questions.",
-        common=(
-            *("model.image_size=30", "model.patch_size=10", *SMALL),
+        words=(
+            *("train.steps=8000", *MUON, "optimizer.warmup_steps=200", "model.image_size=30", "model.patch_size=10", *SMALL),
             *("model.image_mean=[0.09,0.09,0.09]", "model.image_std=[0.25,0.25,0.25]"),
             *("data.augment.dihedral=true", "data.augment.directions=[above,right of,below,left of]"),
             *("data.augment.channel_permutation=true", "data.augment.colours=[red,green,blue]"),
         ),
-        pretrain=(),
-        finetune=("train.steps=8000", *MUON, "optimizer.warmup_steps=200"),
     ),
 }
 
@@ -130,23 +124,17 @@ def questions_shown(run: Path) -> set[str]:
 
 
 def measure(name: str, place: Path, seed: int, controls: bool) -> dict[str, Any]:
-    """One seed: pretraining, fine-tuning, evaluation."""
+    """One seed: training, evaluation."""
     recipe, shards = RECIPES[name], place / "shards"
     folder = place / f"seed-{seed}"
-    words = [f"data.shards={shards / 'train'}", f"train.seed={seed}", *recipe.common]
-    pretrained, seconds = folder / "pretrain", 0.0
-    if recipe.pretrain:
-        seconds = train("configs/pretrain/questions.yaml", pretrained, *words, *recipe.pretrain, ranks=recipe.ranks)
-    result: dict[str, Any] = {"seed": seed, "pretrain_s": seconds}
-    for what, extra in ({"model": []} | (CONTROLS if controls else {})).items():
+    words = [f"data.shards={shards / 'train'}", f"train.seed={seed}", "init_from=null", *recipe.words]
+    result: dict[str, Any] = {"seed": seed}
+    cases: dict[str, list[str]] = {"model": []} | (CONTROLS if controls else {})
+    for what, extra in cases.items():
         run = folder / what.replace(" ", "-")
-        start = f"init_from={pretrained if recipe.pretrain else 'null'}"
-        took = train("configs/finetune/questions.yaml", run, *words, start, *recipe.finetune, *extra, ranks=recipe.ranks)
-        result[what] = evaluate(run, shards / recipe.split) | {"finetune_s": took}
-        print(
-            f"{name}, seed {seed}, {what}: {result[what]['accuracy']:.4f}  (pretraining {seconds:.0f} s, fine-tuning {took:.0f} s)",
-            flush=True,
-        )
+        took = train("configs/finetune/questions.yaml", run, *words, *extra, ranks=recipe.ranks)
+        result[what] = evaluate(run, shards / recipe.split) | {"train_s": took}
+        print(f"{name}, seed {seed}, {what}: {result[what]['accuracy']:.4f}  ({took:.0f} s)", flush=True)
     return result
 
 
@@ -164,7 +152,7 @@ def summarize(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
         "new_questions_accuracy": None if None in new else statistics.mean(new),
         "controls": {what: r[what]["accuracy"] for r in results for what in CONTROLS if what in r},
         "published": recipe.published,
-        "longest_training_s": max(r["pretrain_s"] + r["model"]["finetune_s"] for r in results),
+        "longest_training_s": max(r["model"]["train_s"] for r in results),
         "results": results,
     } | conditions(ranks_a_run=recipe.ranks)
 
