@@ -208,7 +208,8 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
     micro = plan.micro_batch if plan else 1
     counts = desk.counts(micro)
     flops = 3 * forward_flops(trainee.model.config, counts) / micro
-    stages = [_stage(desk, number, flops) for number in STAGES]
+    possible = [number for number in STAGES if number < 3 or config.optimizer.name != "muon"]  # which ZeRO 3 has no whole matrices for
+    stages = [_stage(desk, number, flops) for number in possible]
     chosen = next(found for found in stages if found.stage == stage)
     low, high = chosen.step_s
     train = config.train

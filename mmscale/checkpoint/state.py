@@ -109,8 +109,8 @@ def describe_change(saved: RunState, now: RunState) -> str | None:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> str:
-    keys = sorted(set(before) | set(after))
-    return ", ".join(f"{k} was {before.get(k)}, now {after.get(k)}" for k in keys if before.get(k) != after.get(k))
+    keys, unset = sorted(set(before) | set(after)), "not set"
+    return ", ".join(f"{k} was {before.get(k, unset)}, now {after.get(k, unset)}" for k in keys if before.get(k) != after.get(k))
 
 
 def _short(value: Any) -> str:

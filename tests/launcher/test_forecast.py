@@ -143,6 +143,11 @@ def test_more_than_fits_is_said_and_what_helps() -> None:
     assert "No micro-batch that divides the batch fits under zero.stage=1" in render(found)
 
 
+def test_a_stage_that_the_optimizer_refuses_is_no_choice() -> None:
+    assert [found.stage for found in predicted(*SMALL).stages] == [0, 1, 2, 3]
+    assert [found.stage for found in predicted(*SMALL, "optimizer.name=muon").stages] == [0, 1, 2]
+
+
 def test_everything_assumed_is_printed_with_its_source() -> None:
     text = render(predicted(*SMALL, set_words=("failures.hours=20",)))
     assert "hardware.peak_teraflops   989.0" in text
