@@ -21,7 +21,7 @@ class BatchPlan:
     accumulation: int
     """Micro-steps an optimizer step."""
     consecutive: bool = False
-    """Whether consecutive positions must stay together: an objective takes its negatives from groups of them, or mixup mixes pairs."""
+    """Whether consecutive positions must stay together: an objective takes its negatives from groups, or samples are mixed in pairs."""
 
 
 def plan_batch(config: RunConfig, ranks: int) -> BatchPlan:
@@ -41,14 +41,14 @@ def plan_batch(config: RunConfig, ranks: int) -> BatchPlan:
         )
     _check_group(config, "contrastive", micro * ranks, "micro_batch x ranks")
     _check_group(config, "matching", micro, "micro_batch")
-    mixes = config.data.augment.mixup > 0
+    mixes = config.data.augment.mixes
     if mixes and micro % 2:
         raise ConfigError(
-            f"`data.augment.mixup` mixes neighbouring positions, which must lie in one micro-batch: samples a rank takes at once must be "
-            f"even; got {micro}. Change train.micro_batch (or train.global_batch), or set mixup=0."
+            f"`data.augment.{mixes}` mixes neighbouring positions, which must lie in one micro-batch: samples a rank takes at once must be "
+            f"even; got {micro}. Change train.micro_batch (or train.global_batch), or set {mixes}=0."
         )
     grouped = [o.group for o in (config.objectives.contrastive, config.objectives.matching) if o.weight > 0 and o.group is not None]
-    together = mixes or bool(grouped)
+    together = mixes is not None or bool(grouped)
     return BatchPlan(global_batch=total, micro_batch=micro, ranks=ranks, accumulation=total // (micro * ranks), consecutive=together)
 
 

@@ -9,6 +9,8 @@ from shards.configfile import need
 
 SOUND = ("roll", "gain", "time_mask", "frequency_mask")
 """Keys that change sound."""
+MIXES = ("mixup", "cutmix")
+"""Keys that make one sample of two."""
 MIXED_TASKS = ("classification", "tagging")
 """Tasks whose targets can be mixed."""
 
@@ -49,6 +51,14 @@ class AugmentConfig:
     mixup: float = 0.0
     """Classification and tagging of pictures, clips and sound: alpha of the Beta distribution by which two samples are laid over one
     another, and their labels with them (Zhang et al. 2018), such as 0.4; 0 for not. Pairs are neighbouring positions, 2i and 2i + 1."""
+    cutmix: float = 0.0
+    """The same of a box of one sample in the other's place, labels by area (Yun et al. 2019), such as 1; 0 for not. With both, half of
+    the samples are mixed by the one and half by the other."""
+
+    @property
+    def mixes(self) -> str | None:
+        """The key by which samples are mixed, the first of two; None where they are not."""
+        return next((key for key in MIXES if getattr(self, key)), None)
 
     def check(self) -> None:
         """Raise ConfigError for values out of range."""
@@ -60,7 +70,7 @@ class AugmentConfig:
         for key, most in (("roll", 0.5), ("time_mask", 1.0), ("frequency_mask", 1.0), ("word_mask", 1.0)):
             value = getattr(self, key)
             need(0 <= value <= most, f"`data.augment.{key}` is a part, from 0 to {most:g}; got {value:g}.")
-        for key in ("gain", "mixup"):
+        for key in ("gain", *MIXES):
             value = getattr(self, key)
             need(value >= 0, f"`data.augment.{key}` must be above 0, or 0 for none; got {value:g}.")
 
@@ -81,25 +91,28 @@ class AugmentConfig:
             "other to be guessed. Use one of them in a stage.",
         )
 
-    def check_mixup(self, task: str | None, text: str | None, others: Sequence[str]) -> None:
-        """Raise ConfigError for what cannot be laid over one another.
+    def check_mixes(self, task: str | None, text: str | None, others: Sequence[str]) -> None:
+        """Raise ConfigError for samples that cannot be mixed.
 
         Args:
             task: `task.name`.
             text: `data.text`.
             others: objectives besides the task's.
         """
+        key = self.mixes
+        if key is None:
+            return
         need(
-            not self.mixup or (task is not None and (task in MIXED_TASKS or "." in task)),
-            f"`data.augment.mixup` mixes labels, and task.name = {task} has none to mix. It goes with {' and '.join(MIXED_TASKS)}.",
+            task is not None and (task in MIXED_TASKS or "." in task),
+            f"`data.augment.{key}` mixes labels, and task.name = {task} has none to mix. It goes with {' and '.join(MIXED_TASKS)}.",
         )
         need(
-            not (self.mixup and others),
-            f"`data.augment.mixup` lays samples over one another, and objectives.{others[0] if others else ''} learns from single ones. "
-            "Set its weight to 0, or mixup=0.",
+            not others,
+            f"`data.augment.{key}` makes one sample of two, and objectives.{others[0] if others else ''} learns from single ones. "
+            f"Set its weight to 0, or {key}=0.",
         )
         need(
-            not (self.mixup and text is not None),
-            f"`data.augment.mixup` lays pictures and sound over one another; texts cannot be, and data.text = {text} is read. Set "
-            "data.text=null, or mixup=0.",
+            text is None,
+            f"`data.augment.{key}` mixes pictures and sound; texts cannot be mixed, and data.text = {text} is read. Set data.text=null, "
+            f"or {key}=0.",
         )

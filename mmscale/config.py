@@ -314,7 +314,7 @@ def _check_augment(config: RunConfig) -> None:
     augment.check_sound(config.model.modalities)
     augment.check_word_mask(objectives.masked_language.weight > 0)
     others = [name for name in OBJECTIVES if getattr(objectives, name).weight > 0]
-    augment.check_mixup(None if config.task is None else config.task.name, config.data.text, others)
+    augment.check_mixes(None if config.task is None else config.task.name, config.data.text, others)
 
 
 def _check_captions(config: RunConfig) -> None:

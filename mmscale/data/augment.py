@@ -56,7 +56,7 @@ class Augmentation(Change):
 
 def is_active(config: AugmentConfig) -> bool:
     """Whether the configuration changes any picture or sound by itself."""
-    return replace(config, word_mask=0.0, mixup=0.0) != AugmentConfig()
+    return replace(config, word_mask=0.0, mixup=0.0, cutmix=0.0) != AugmentConfig()
 
 
 def augment(image: NDArray[np.uint8], config: AugmentConfig, seed: int, position: int) -> NDArray[np.uint8]:

@@ -53,7 +53,7 @@ class PatchStream:
 
 @dataclass(slots=True)
 class Mixing:
-    """Which samples were laid over which (mixup)."""
+    """Which samples were mixed with which."""
 
     rows_M: Tensor
     """int64 row of each sample's partner; its own where it has none."""
@@ -93,7 +93,7 @@ class Batch:
     kept_NK: Tensor | None = None
     """int64 patches of each image that the model sees, ascending; None for all. With it `patch_mask_NP` is about these, K of them."""
     mixing: Mixing | None = None
-    """Samples that are mixtures; None where mixup is off."""
+    """Samples that are mixtures; None where none are."""
 
     host: Batch | None = None
     """Of a batch on a device the one it was copied from: what sizes follow from, without waiting for the device."""

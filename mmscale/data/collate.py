@@ -20,7 +20,7 @@ from mmscale.data.augment import Augmentation, apply, draws_for, follows, is_act
 from mmscale.data.batch import IGNORE, Batch, Mixing, PatchStream, TextStream
 from mmscale.data.example import Example
 from mmscale.data.keyed import Purpose, uniform
-from mmscale.data.mixup import mix
+from mmscale.data.mixing import mix
 from mmscale.data.patches import BYTES_A_PATCH, BYTES_AN_ITEM, Chooser, gather_stream
 from mmscale.data.plan import StreamPlan
 from mmscale.data.targets import Facts, Follow, Target
@@ -190,16 +190,16 @@ class Collator:
         sample = 2 * stream + 32 + self.patches + 4 * self._group(samples) + (0 if self.target is None else self.target.sample_bytes)
         sample += 8 * self.patches if "image" in self.plan.keep else 0
         sample += sum(BYTES_A_PATCH * m.max_patches + BYTES_AN_ITEM for m in self.modalities.values())
-        sample += BYTES_OF_MIXING if self.augment.mixup else 0
+        sample += BYTES_OF_MIXING if self.augment.mixes else 0
         return samples * sample + 4096 * (1 + len(self.modalities))
 
     def _mix(self, examples: Sequence[Example], targets: Mapping[str, Tensor], pixels_MHHC: NDArray[np.uint8]) -> Mixing | None:
-        if not self.augment.mixup:
+        if self.augment.mixes is None:
             return None
         target_ML = targets[self.target.name].reshape(len(examples), -1) if self.target is not None else torch.empty(len(examples), 0)
         known_M = (target_ML != IGNORE).all(1).numpy()
         squares = pixels_MHHC if self.takes_squares else None
-        return mix(examples, known_M, squares, self.modalities, seed=self.seed, alpha=self.augment.mixup)
+        return mix(examples, known_M, squares, self.modalities, seed=self.seed, config=self.augment)
 
     def _chooser(self, name: str) -> Chooser:
         return Chooser(name, self.seed, self.plan.keep.get(name), self.plan.patch_mask)

@@ -39,10 +39,11 @@ def build_objectives(config: RunConfig, facts: Facts | None = None) -> list[Obje
         added = kind_of(config.task.name).objective(config.task)
         if facts is not None and facts.weights is not None and isinstance(added, Classify):
             added = dataclasses.replace(added, class_weights=facts.weights)
-        if config.data.augment.mixup and not isinstance(added, (Classify, Tag)):
+        mixes = config.data.augment.mixes
+        if mixes is not None and not isinstance(added, (Classify, Tag)):
             raise ConfigError(
-                f"`data.augment.mixup` mixes labels, and the loss of task.name = {config.task.name} is neither Classify nor Tag, which "
-                "know how. Set mixup=0."
+                f"`data.augment.{mixes}` mixes labels, and the loss of task.name = {config.task.name} is neither Classify nor Tag, which "
+                f"know how. Set {mixes}=0."
             )
         built = [_sum(objective, added) for objective in built]
         if added.name not in {objective.name for objective in built}:

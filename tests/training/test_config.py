@@ -87,11 +87,11 @@ def test_wrong_words_are_named(tmp_path: Path, word: str, message: str) -> None:
         (["data.augment.mixup=0.4"], r"`data\.augment\.mixup` mixes labels, and task\.name = None has none .* classification and tagging"),
         (
             ["data.augment.mixup=0.4", "task.name=classification", "data.label=l", "data.text=null"],
-            r"`data\.augment\.mixup` lays samples over one another, and objectives\.contrastive learns from single ones\.",
+            r"`data\.augment\.mixup` makes one sample of two, and objectives\.contrastive learns from single ones\.",
         ),
         (
-            ["data.augment.mixup=0.4", "task.name=tagging", "data.label=l", "objectives.contrastive.weight=0"],
-            r"`data\.augment\.mixup` lays pictures and sound over one another; texts cannot be, and data\.text = caption is read\.",
+            ["data.augment.cutmix=1", "task.name=tagging", "data.label=l", "objectives.contrastive.weight=0"],
+            r"`data\.augment\.cutmix` mixes pictures and sound; texts cannot be mixed, and data\.text = caption is read\. .* cutmix=0\.",
         ),
     ],
 )

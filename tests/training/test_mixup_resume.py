@@ -20,7 +20,7 @@ data:
   text: null
   label: answer
   keep: {{audio: 0.5}}
-  augment: {{roll: 0.5, gain: 3.0, time_mask: 0.2, frequency_mask: 0.2, mixup: 0.4}}
+  augment: {{roll: 0.5, gain: 3.0, time_mask: 0.2, frequency_mask: 0.2, mixup: 0.4, cutmix: 1.0}}
 model:
   hidden_size: 32
   num_heads: 2

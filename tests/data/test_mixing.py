@@ -1,4 +1,4 @@
-"""Mixup: pairs of neighbouring positions, the same mixtures for any ranks and micro-batches, losses that follow them."""
+"""Mixup and CutMix: pairs of neighbouring positions, the same mixtures for any ranks and micro-batches, losses that follow them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from scipy.stats import beta
 
 from mmscale.arithmetic import plan_batch
+from mmscale.augment_config import AugmentConfig
 from mmscale.data.arena import pageable
 from mmscale.data.batch import IGNORE, Batch, Mixing
 from mmscale.data.build import Builder
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import StepLoader
-from mmscale.data.mixup import shares_for
+from mmscale.data.mixing import box, recipes_for
 from mmscale.data.packing import pack, unpack
 from mmscale.model.state import State
 from mmscale.objectives.build import build_objectives
@@ -61,14 +62,79 @@ def sounds(batch: Batch) -> list[np.ndarray]:
     return np.split(stream.values_TC.numpy(), stream.cu_seqlens_S1[1:-1])
 
 
-def test_shares_are_those_of_beta_and_belong_to_seed_and_position() -> None:
-    positions = np.arange(20000)
-    shares = shares_for(3, positions, 0.4)
-    assert np.array_equal(shares[::-1], shares_for(3, positions[::-1], 0.4))
-    assert not np.array_equal(shares, shares_for(4, positions, 0.4))
-    assert shares.dtype == np.float32
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_shares_are_those_of_beta_and_belong_to_seed_and_position(key: str) -> None:
+    positions, asked = np.arange(20000), AugmentConfig(**{key: 0.4})
+    found = recipes_for(3, positions, asked)
+    assert found[::-1] == recipes_for(3, positions[::-1], asked)
+    assert found != recipes_for(4, positions, asked)
+    assert {r.centre is not None for r in found} == {key == "cutmix"}
+    shares = [r.share for r in found]
     for part in (0.1, 0.5, 0.9):  # max(x, 1 - x) is the upper half of a distribution that is symmetric about 0.5
         assert np.quantile(shares, part) == pytest.approx(beta.ppf(0.5 + part / 2, 0.4, 0.4), abs=0.01)
+
+
+def test_with_both_half_are_mixed_by_each_with_its_own_alpha() -> None:
+    found = recipes_for(3, np.arange(20000), AugmentConfig(mixup=0.2, cutmix=2.0))
+    cut = np.array([r.centre is not None for r in found])
+    assert cut.mean() == pytest.approx(0.5, abs=0.01)
+    shares = np.array([r.share for r in found])
+    for chosen, alpha in ((~cut, 0.2), (cut, 2.0)):
+        assert np.median(shares[chosen]) == pytest.approx(beta.ppf(0.75, alpha, alpha), abs=0.02)
+    for side in np.array([r.centre for r in found if r.centre]).T:
+        assert np.quantile(side, (0.1, 0.5, 0.9)) == pytest.approx((0.1, 0.5, 0.9), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("grid", "share", "centre", "expected"),
+    [
+        ((1, 4, 8), 0.75, (0.5, 0.5), (slice(None), slice(1, 3), slice(2, 6))),  # half of each side
+        ((3, 4, 4), 0.75, (0.5, 0.5), (slice(None), slice(1, 3), slice(1, 3))),  # through all frames
+        ((8, 4, 1), 0.75, (0.5, 0.99), (slice(2, 6), slice(2, 4), slice(None))),  # time and bands; clipped
+        ((8, 1, 1), 0.75, (0.25, 0.9), (slice(1, 3), slice(None), slice(None))),  # a quarter of the time
+        ((1, 1, 8), 0.5, (0.9, 0.0), (slice(None), slice(None), slice(0, 2))),  # clipped at the left
+        ((1, 5, 5), 0.75, (0.0, 0.0), (slice(None), slice(0, 1), slice(0, 1))),  # 2 of 5, rounded down, clipped
+        ((1, 4, 4), 1.0, (0.5, 0.5), (slice(0), slice(0), slice(0))),
+        ((1, 1, 1), 0.5, (0.5, 0.5), (slice(0), slice(0), slice(0))),  # nothing to cut from
+    ],
+)
+def test_boxes_by_hand(grid: tuple[int, int, int], share: float, centre: tuple[float, float], expected: tuple[slice, ...]) -> None:
+    wanted = np.zeros(grid, dtype=bool)
+    wanted[expected] = True
+    assert np.array_equal(box(grid, share, centre), wanted)
+
+
+def test_a_box_leaves_at_least_the_share() -> None:
+    for recipe in recipes_for(1, np.arange(2000), AugmentConfig(cutmix=1.0)):
+        for grid in ((1, 30, 30), (1, 3, 5), (2, 7, 4), (9, 3, 1)):
+            assert recipe.centre is not None
+            assert box(grid, recipe.share, recipe.centre).mean() <= 1 - recipe.share + 1e-6
+
+
+def test_pairs_are_cut_into_one_another(shards: Path) -> None:
+    plain, mixed = build(builder(shards), range(16)).batch, build(builder(shards, cutmix=1.0), range(16)).batch
+    assert mixed.mixing is not None
+    recipes = recipes_for(3, np.arange(16), AugmentConfig(cutmix=1.0))
+    before, after = sounds(plain), sounds(mixed)
+    images = {int(row): n for n, row in enumerate(plain.image_rows_N)}
+    shares, changed = [1.0] * 16, 0
+    for row, other in enumerate(mixed.mixing.rows_M.tolist()):
+        assert other == (row if row in (6, 7, 8, 9) else row ^ 1)
+        picture = plain.pixels_NCHW[images[row]].clone() if row in images else None
+        heard = before[row].copy()
+        if other != row:
+            seen, common = recipes[row], min(len(heard), len(before[other]))
+            part = torch.from_numpy(box((1, SIZE, SIZE), seen.share, seen.centre)[0])
+            picture[:, part] = plain.pixels_NCHW[images[other]][:, part]
+            patches = box((common // 2, 2, 1), seen.share, seen.centre).reshape(-1)  # two bands of eight mels, time before bands
+            heard[:common][patches] = before[other][:common][patches]
+            shares[row] = 1 - (float(part.float().mean()) + patches.sum() / len(heard)) / 2
+            changed += bool(patches.any() and part.any())
+        assert np.array_equal(after[row], heard)
+        assert picture is None or torch.equal(mixed.pixels_NCHW[images[row]], picture)
+    assert changed > 4
+    assert mixed.mixing.shares_M.tolist() == pytest.approx(shares)
+    assert min(shares) >= 0.5
 
 
 def test_pairs_are_laid_over_one_another_and_the_rest_is_left(shards: Path) -> None:
@@ -77,7 +143,8 @@ def test_pairs_are_laid_over_one_another_and_the_rest_is_left(shards: Path) -> N
     assert mixed.mixing is not None
     unmixed = {6, 7, 8, 9}  # without labels; without a picture, and its partner
     assert mixed.mixing.rows_M.tolist() == [i if i in unmixed else i ^ 1 for i in range(16)]
-    shares = [1.0 if i in unmixed else float(s) for i, s in enumerate(shares_for(3, np.arange(16), 1.0))]
+    drawn = [r.share for r in recipes_for(3, np.arange(16), AugmentConfig(mixup=1.0))]
+    shares = [1.0 if i in unmixed else float(s) for i, s in enumerate(drawn)]
     assert mixed.mixing.shares_M.tolist() == shares
     before, after = sounds(plain), sounds(mixed)
     for row, other in enumerate(mixed.mixing.rows_M.tolist()):
@@ -101,7 +168,7 @@ def test_mixtures_do_not_depend_on_ranks_accumulation_or_workers(shards: Path, s
     def seen(size: int, micro: int, workers: int = 0, samples_seen: int = 0) -> dict[int, tuple[bytes, int, float]]:
         found = {}
         for rank in range(size):
-            made = builder(shards, shuffle=True, mixup=0.4, roll=0.5)
+            made = builder(shards, shuffle=True, mixup=0.4, cutmix=1.0, roll=0.5)
             keys = {"global_batch": 8, "micro_batch": micro, "rank": rank, "size": size, "steps": 5, "consecutive": True}
             with StepLoader(made.dataset, made.collator, workers=workers, samples_seen=samples_seen, **keys) as loader:
                 for batch in (b for step in loader for b in step.micro):
@@ -152,6 +219,7 @@ def test_the_losses_are_those_of_mixed_targets(shards: Path) -> None:
 def test_pairs_stay_in_one_micro_batch(shards: Path) -> None:
     assert plan_batch(config(shards, data=data(mixup=0.4), train={"global_batch": 8}, **STAGE), 2).consecutive
     assert not plan_batch(config(shards, data=data(), train={"global_batch": 8}, **STAGE), 2).consecutive
+    assert plan_batch(config(shards, data=data(cutmix=1.0), train={"global_batch": 8}, **STAGE), 2).consecutive
     with pytest.raises(ConfigError, match=r"^`data\.augment\.mixup` mixes neighbouring positions, which must lie in one micro-batch: .* got 3\."):
         plan_batch(config(shards, data=data(mixup=0.4), train={"global_batch": 6}, **STAGE), 2)
 
