@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import time
 from collections import Counter
@@ -39,8 +40,23 @@ class FilterVersionConfig(FilterConfig):
     """File of keys; samples that are not in it are dropped. Lines `KEY` or `SHARD.tar:KEY`, or parquet with a column key (and shard)."""
     drop_keys: str | None = None
     """File of keys; samples that are in it are dropped."""
+    fraction: float | None = None
+    """Part of the samples that stays, drawn by a hash of their keys: the same ones in any order and whatever else there is, and a smaller
+    part lies within a larger one."""
+    seed: int = 0
+    """Another one draws another part."""
     processes: int | None = None
     """Processes that read captions; 1 works in this one, null takes the CPUs this process may use."""
+
+    def check(self) -> None:
+        """Check the rules of FilterConfig and the part.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        FilterConfig.check(self)  # a dataclass with slots is made anew, so that super() does not find it
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ConfigError(f"`fraction` is a part of the samples, over 0 and at most 1; got {self.fraction:g}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +177,8 @@ class _ShardFilter:
             return "keep_keys"
         if names & self._drop:
             return "drop_keys"
+        if self._config.fraction is not None and drawn(rows.keys[row], self._config.seed) >= self._config.fraction:
+            return "fraction"
         if not self._judge.reads_text:
             return self._judge(width, height, (), {})
         sample = rows.read(row, is_text)
@@ -168,6 +186,11 @@ class _ShardFilter:
             return self._judge(width, height, sample.captions(), sample.fields())
         except SampleError as e:
             return e.reason
+
+
+def drawn(key: str, seed: int) -> float:
+    """Return a number in [0, 1) that belongs to a key and a seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
 
 
 def read_keys(name: str, path: str) -> frozenset[str]:

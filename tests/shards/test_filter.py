@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ from shards.index import adopt
 from shards.manifest import read_manifest
 from shards.sample import Sample
 from shards.verify import verify
-from shards.versions.filter import FilterVersionConfig, filter_data_set
+from shards.versions.filter import FilterVersionConfig, drawn, filter_data_set
 from tests.shards.tars import jpeg, make_data_set, write_tar
 from tests.shards.versions import config, content, keys
 
@@ -122,6 +123,32 @@ def test_a_filtered_version(tmp_path):
     assert json.loads((tmp_path / "new" / "origin.json").read_text())["of"] == [
         {"folder": "../base", "version": read_manifest(base).digest}
     ]
+
+
+def test_a_part_is_drawn_by_key_and_lies_within_a_larger_one(tmp_path):
+    base = make_data_set(tmp_path / "base")
+    kept = {}
+    for name, words in (
+        ("third", ["fraction=0.33"]),
+        ("half", ["fraction=0.5"]),
+        ("other", ["fraction=0.5", "seed=1"]),
+        ("all", ["fraction=1"]),
+    ):
+        summary = filter_data_set(base, config(FilterVersionConfig, tmp_path / name, *words), progress=False)
+        kept[name] = set(keys(tmp_path / name))
+        assert dict(summary.dropped) == ({"fraction": 12 - len(kept[name])} if name != "all" else {})
+    assert kept["third"] < kept["half"] < kept["all"]
+    assert kept["other"] != kept["half"]
+    filter_data_set(base, config(FilterVersionConfig, tmp_path / "few", "where=[number>=5]"), progress=False)
+    filter_data_set(tmp_path / "few", config(FilterVersionConfig, tmp_path / "half-of-few", "fraction=0.5"), progress=False)
+    assert set(keys(tmp_path / "half-of-few")) == kept["half"] & set(keys(tmp_path / "few"))
+    draws = np.array([drawn(f"key-{i}", seed=3) for i in range(20000)])
+    assert np.quantile(draws, (0.1, 0.5, 0.9)) == pytest.approx((0.1, 0.5, 0.9), abs=0.01)
+    for wrong in ("fraction=0", "fraction=1.5"):
+        with pytest.raises(ConfigError, match=r"^`fraction` is a part of the samples, over 0 and at most 1; got"):
+            filter_data_set(base, config(FilterVersionConfig, tmp_path / "wrong", wrong), progress=False)
+    with pytest.raises(ConfigError, match=r"^`min_side` must be at least 1"):
+        filter_data_set(base, config(FilterVersionConfig, tmp_path / "wrong", "min_side=0"), progress=False)
 
 
 def test_the_same_bytes_for_any_number_of_processes_and_when_repeated(tmp_path):
