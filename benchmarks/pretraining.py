@@ -1,0 +1,111 @@
+"""Does pretraining help where labels are few? The same fine-tuning on a tenth of the labels, from a pretrained model and from scratch.
+
+    python benchmarks/pretraining.py [trec mr emojitwo] [--seeds 0 1 2] [--jobs 1] [--place DIR] [--out FILE]
+
+Pretraining sees the whole training part without its labels (the recipes of benchmarks/tables/recipes.py), fine-tuning a tenth of it with
+them, drawn by `mmscale shards filter fraction=0.1`. Three models: `pretrained`; `scratch`, as many steps of fine-tuning from random
+weights; `scratch, longer`, as many as pretraining and fine-tuning have together. No setting was chosen by these numbers. `--jobs` seeds
+run side by side, a training has one rank with one thread, and what is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tables.commands import conditions, evaluate, shards, train
+from tables.recipes import RECIPES, Part
+from tables.sources import REPOSITORY
+
+FRACTION = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Few:
+    """How a task is learned from few labels; stages and parts are those of the recipe of its name."""
+
+    task: str
+    metric: str
+    steps: int
+    """Of fine-tuning."""
+    pretraining_steps: int
+    words: tuple[str, ...] = ()
+    """Of fine-tuning."""
+
+
+TASKS = {
+    "trec": Few(task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
+    "mr": Few(task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
+    "emojitwo": Few(task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
+}
+
+
+def measure(name: str, part: Part, few: Path, seed: int, folder: Path) -> dict[str, Any]:
+    """Pretrain once, fine-tune three times."""
+    (pretraining, finetuning), wanted = RECIPES[name].stages, TASKS[name]
+    seeded = f"train.seed={seed}"
+    pretrained = folder / pretraining.name
+    whole = (f"data.shards={part.train}", seeded, *RECIPES[name].words, *pretraining.words, f"train.steps={wanted.pretraining_steps}")
+    seconds = {"pretraining": train(pretraining.config, pretrained, *whole)}
+    found: dict[str, Any] = {"task": name, "seed": seed}
+    for case, init, steps in (
+        ("pretrained", str(pretrained), wanted.steps),
+        ("scratch", "null", wanted.steps),
+        ("scratch, longer", "null", wanted.steps + wanted.pretraining_steps),
+    ):
+        run = folder / f"few-{case.replace(', ', '-')}"
+        words = (*RECIPES[name].words, *finetuning.words, *wanted.words)
+        seconds[case] = train(finetuning.config, run, f"data.shards={few}", seeded, f"init_from={init}", *words, f"train.steps={steps}")
+        found[case] = evaluate(run, wanted.task, part.test)[wanted.metric]
+    found["seconds"] = {case: round(took, 1) for case, took in seconds.items()}
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of each task, and what pretraining brought."""
+    tables = {}
+    for name, wanted in TASKS.items():
+        of_task = [r for r in results if r["task"] == name]
+        if not of_task:
+            continue
+        cases = {case: [r[case] for r in of_task] for case in ("pretrained", "scratch", "scratch, longer")}
+        means = {case: statistics.mean(values) for case, values in cases.items()}
+        tables[name] = {
+            "metric": wanted.metric,
+            "cases": {c: {"mean": means[c], "std": statistics.stdev(v) if len(v) > 1 else None, "by_seed": v} for c, v in cases.items()},
+            "gain": means["pretrained"] - means["scratch"],
+            "gain_over_longer": means["pretrained"] - means["scratch, longer"],
+        }
+    return {"benchmark": "pretraining", "fraction": FRACTION, "tasks": tables, "results": results} | conditions(threads_a_training=1)
+
+
+def main() -> None:
+    """Write shards, train, evaluate, save; the result file holds what is there after every task."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("tasks", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--place", type=Path, default=REPOSITORY / "runs" / "pretraining")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretraining.json")
+    words = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    for name in words.tasks:
+        place = words.place.resolve() / name
+        part = RECIPES[name].parts(place, False)[0]
+        few = shards("filter", place / "shards" / "few", str(part.train), f"fraction={FRACTION}")
+        with ThreadPoolExecutor(words.jobs) as pool:
+            folders = [place / f"seed-{seed}" / part.name for seed in words.seeds]
+            made = zip(words.seeds, folders, strict=True)
+            results += pool.map(lambda one, n=name, p=part, f=few: measure(n, p, f, *one), made)
+        words.out.write_text(json.dumps(summarize(results), indent=1) + "\n")
+    print(words.out.read_text())
+
+
+if __name__ == "__main__":
+    main()
