@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 
 from mmscale.assemble import checkpoint_config
+from mmscale.board import write_evaluation
 from mmscale.checkpoint.find import resolve
 from mmscale.checkpoint.manifest import NAME as MANIFEST_NAME
 from mmscale.checkpoint.model_folder import open_model, tokenizer_of
+from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
@@ -28,6 +30,7 @@ from mmscale.model import MMScaleModel
 from mmscale.objectives_config import DECODING, ObjectivesConfig, TaskConfig, check_decoding
 from mmscale.run_folder import replace_file
 from mmscale.tasks import Record, Task, build_task, kind_of, kind_of_stage
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.interval import score_records
 from mmscale.tasks.rerank import Look
 from mmscale.tasks.task import Metrics
@@ -109,7 +112,10 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     write_report(out, {"checkpoint": str(folder), "task": command.task, "data": command.data, "metrics": metrics}, records)
     draw = kind_of(command.task).draw
     if draw is not None:
-        draw(records, ShardDataset(command.data, seed=0, store=config.store), config, out)
+        shown = ShardDataset(command.data, seed=0, store=config.store)
+        draw(Evaluated(records=records, dataset=shown, config=config, out=out, model=model, tokenizer=tokenizer, device=device))
+    if config.log.tensorboard:
+        write_evaluation(out, command.task, read_state(folder).step, metrics)
     unfinished.remove()
     logger.info("wrote %s", out)
     return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +128,74 @@ def draw_examples(
     """
     from matplotlib.figure import Figure
 
-    both = [[r for r in records if (r["label"] == r["prediction"]) == right] for right in (True, False)]
-    heights = [min(rows, -(-len(chosen) // columns)) for chosen in both]
+    both = chosen_examples(records, columns, rows)
+    heights = [-(-len(chosen) // columns) for chosen in both]
     figure = Figure(figsize=(2.1 * columns, 0.5 + 2.75 * sum(heights)), layout="constrained")
     grid = figure.subplots(sum(heights), columns, squeeze=False)
     for axis in grid.flat:
         axis.axis("off")
     for chosen, axes, colour in zip(both, (grid[: heights[0]], grid[heights[0] :]), (_RIGHT, _WRONG), strict=True):
-        shown = np.linspace(0, len(chosen) - 1, min(len(chosen), axes.size)).astype(int)
-        for axis, index in zip(axes.flat, shown, strict=False):
-            _draw_example(axis, chosen[index], dataset, text, colour)
-    figure.suptitle(f"{len(both[0]):,} right (above, green), {len(both[1]):,} wrong (below, red)", fontsize=10)
+        for axis, record in zip(axes.flat, chosen, strict=False):
+            _draw_example(axis, record, dataset, text, colour)
+    right = sum(r["label"] == r["prediction"] for r in records)
+    figure.suptitle(f"{right:,} right (above, green), {len(records) - right:,} wrong (below, red)", fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+def chosen_examples(records: Sequence[Record], columns: int, rows: int) -> tuple[list[Record], list[Record]]:
+    """Right records and wrong ones, at most `rows` rows of `columns` of each, spread evenly over all."""
+    both = [[r for r in records if (r["label"] == r["prediction"]) == right] for right in (True, False)]
+    shown = [np.linspace(0, len(found) - 1, min(len(found), rows * columns)).astype(int) for found in both]
+    right, wrong = ([found[i] for i in indices] for found, indices in zip(both, shown, strict=True))
+    return right, wrong
+
+
+def draw_attention(
+    records: Sequence[Record],
+    maps: Mapping[int, NDArray[np.float32]],
+    dataset: ShardDataset,
+    path: Path,
+    *,
+    text: str | None,
+    columns: int = 3,
+) -> None:
+    """Draw images beside themselves under the attention that the answer's token pays to their patches.
+
+    Args:
+        records: what the task predicted, with `label`, `prediction` and `confidence`; all have an image.
+        maps: attention to the patches of the record at each position, (height, width).
+        dataset: the data set that the records' positions refer to.
+        path: the PNG to write.
+        text: field of the text that the model read; None for none.
+        columns: records a row.
+    """
+    from matplotlib.figure import Figure
+
+    rows = -(-len(records) // columns)
+    figure = Figure(figsize=(4.2 * columns, 0.6 + 2.75 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2 * columns, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for record, (left, right) in zip(records, grid.reshape(-1, 2), strict=False):
+        colour = _RIGHT if record["label"] == record["prediction"] else _WRONG
+        _draw_example(left, record, dataset, text, colour)
+        _draw_map(right, dataset[record["position"]].image, maps[record["position"]], colour)
+    figure.suptitle(
+        "Attention of the token that answers to the image, mean over heads and fusion layers; dark: none, bright: the most of any patch "
+        "of this image.\nBelow, the part that goes to the image at all, and the most that one patch gets; it shows where, not why.",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=120)
+
+
+def _draw_map(axis: Any, image: Any, map_HW: NDArray[np.float32], colour: str) -> None:
+    axis.axis("on")
+    _draw_image(axis, np.asarray(image).mean(-1), colour, 2.5)
+    axis.images[0].set_cmap("gray")
+    height, width = np.asarray(image).shape[:2]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axis.imshow(map_HW, cmap="inferno", alpha=0.65, vmin=0, extent=extent, interpolation="nearest")
+    axis.set_xlabel(f"{map_HW.sum():.0%} to the image, most {map_HW.max():.1%}", fontsize=7.5, color=_FAINT, labelpad=3)
 
 
 def _draw_example(axis: Any, record: Record, dataset: ShardDataset, text: str | None, colour: str) -> None:

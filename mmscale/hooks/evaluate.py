@@ -6,6 +6,7 @@ import logging
 from typing import ClassVar
 
 from mmscale.assemble import Run
+from mmscale.board import add_scalars, open_board
 from mmscale.evaluate import EvaluateCommand, evaluation_config, predict_records
 from mmscale.hooks import StepInfo, due
 from mmscale.objectives_config import DECODING, TaskConfig
@@ -54,9 +55,11 @@ class EvaluateHook:
         command = EvaluateCommand(task=task.name, data=settings.shards, **{name: getattr(task, name) for name in DECODING})
         self.config = evaluation_config(run.config, command)
         self.task = build_task(self.config)
+        self.board = None
         if run.world.is_first:
             drop_torn_line(run.folder.evaluations)
             keep_lines_up_to(run.folder.evaluations, resumed_at)
+            self.board = open_board(run.folder.tensorboard / "evaluate", resumed_at) if run.config.log.tensorboard else None
 
     def after_step(self, info: StepInfo) -> None:
         """Evaluate when it is due (all ranks call)."""
@@ -80,9 +83,13 @@ class EvaluateHook:
         if run.world.is_first:
             metrics = score_records(self.task, records)
             append_line(run.folder.evaluations, {"step": info.step} | metrics)
+            if self.board is not None:
+                add_scalars(self.board, metrics, info.step, f"{self.task.name}/")
             logger.info("step %d  %s", info.step, "  ".join(f"{k} {'null' if v is None else f'{v:.4g}'}" for k, v in metrics.items()))
         if not info.last:
             self.stop.enough = has_lost_patience(run, info.step)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Close TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 
+from mmscale.board import add_scalars, open_board
 from mmscale.data.batch import Batch
 from mmscale.data.statistics import Work
 from mmscale.guard import Gate
@@ -54,7 +55,7 @@ class LogHook:
         self.folder, self.world, self.gate, self.objectives, self.guard = folder, world, gate, objectives, guard
         self.every, self.steps, self.rows = every, steps, rows
         self.flops, self.peak_flops, self.stalled_s = flops, peak_flops, stalled_s
-        self.writer = _open_writer(folder, resumed_at) if tensorboard and world.is_first else None
+        self.board = open_board(folder.tensorboard, resumed_at) if tensorboard and world.is_first else None
         if world.is_first:
             drop_torn_line(folder.metrics)
             keep_lines_up_to(folder.metrics, resumed_at)
@@ -72,8 +73,8 @@ class LogHook:
 
     def close(self) -> None:
         """Close TensorBoard's file."""
-        if self.writer is not None:
-            self.writer.close()
+        if self.board is not None:
+            self.board.close()
 
     def _record(self, info: StepInfo) -> dict[str, Any]:
         losses, logs = info.sums.reduce()
@@ -108,11 +109,8 @@ class LogHook:
         logger.info("%s", console_line(record, self.steps, eta_s))
         if (warning := self.straggler.warning()) is not None:
             logger.warning("%s", warning)
-        if self.writer is not None:
-            for name, value in record.items():
-                if name != "step" and value is not None:
-                    self.writer.add_scalar(name, value, record["step"])
-            self.writer.flush()
+        if self.board is not None:
+            add_scalars(self.board, {name: value for name, value in record.items() if name != "step"}, record["step"])
 
 
 class _Window:
@@ -187,9 +185,3 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _open_writer(folder: RunFolder, resumed_at: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder.tensorboard), purge_step=resumed_at + 1)

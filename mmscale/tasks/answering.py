@@ -6,7 +6,6 @@ Source of the form: Cho et al. 2021 (VL-T5), section 4.1; of the choice among gi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.model.search import Trie
 from mmscale.objectives.captioning import Captioning as CaptioningObjective
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import caption_field, prompt_field, target_field
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
@@ -98,15 +98,15 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
     return Facts(labels=tuple(sorted(found - {""})))
 
 
-def _draw(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, out: Path) -> None:
+def _draw(found: Evaluated) -> None:
     """Draw right and wrong examples; right is an answer that somebody gave, and the percentage is its VQA accuracy."""
     from mmscale.pictures import draw_examples
 
     drawn = []
-    for record in records:
+    for record in found.records:
         accuracy, said = answer_accuracy(record["prediction"], record["answers"]), record["prediction"]
         drawn.append(record | {"confidence": accuracy, "label": said if accuracy > 0 else label_of(record["answers"])})
-    draw_examples(drawn, dataset, out / "examples.png", text=config.data.prompt)
+    draw_examples(drawn, found.dataset, found.out / "examples.png", text=found.config.data.prompt)
 
 
 def _build(config: RunConfig) -> Answering:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from mmscale.data.targets import Facts, LabelTarget
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.classify import Classify
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import target_field
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import NOTHING_SHOWN, Metrics, Record, Resampler, mean_of_resamples, record_of, shown_rows
@@ -191,12 +191,17 @@ def classes_of(config: RunConfig, facts: Facts) -> dict[str, int]:
     return {label: i for i, label in enumerate(facts.labels)}
 
 
-def draw_labels(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, out: Path) -> None:
-    """Draw the confusion matrix and right and wrong examples."""
-    from mmscale.pictures import draw_confusion, draw_examples
+def draw_labels(found: Evaluated) -> None:
+    """Draw the confusion matrix, right and wrong examples, and what the model looks at in them."""
+    from mmscale.pictures import chosen_examples, draw_attention, draw_confusion, draw_examples
 
-    draw_confusion(records, out / "confusion.png")
-    draw_examples(records, dataset, out / "examples.png", text=config.data.text)
+    draw_confusion(found.records, found.out / "confusion.png")
+    draw_examples(found.records, found.dataset, found.out / "examples.png", text=found.config.data.text)
+    chosen = [record for both in chosen_examples(found.records, columns=3, rows=2) for record in both]
+    maps = found.attention([record["position"] for record in chosen])
+    shown = [record for record in chosen if record["position"] in maps]
+    if shown:
+        draw_attention(shown, maps, found.dataset, found.out / "attention.png", text=found.config.data.text)
 
 
 def label_kind(name: str, task: type[Classification] = Classification) -> TaskKind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmscale.data.dataset import ShardDataset
     from mmscale.data.targets import Facts, Target
     from mmscale.objectives.base import Objective
+    from mmscale.tasks.evaluated import Evaluated
     from mmscale.tasks.rerank import Look
     from mmscale.tasks.task import Record, Task
 
@@ -47,8 +48,8 @@ class TaskKind:
     """What goes into `Batch.targets`, under the head's name."""
     refine: Callable[[Look, list[Record]], list[Record]] | None = None
     """A second look of the model at all records together, which rank 0 has; all ranks call."""
-    draw: Callable[[Sequence[Record], ShardDataset, RunConfig, Path], None] | None = None
-    """Draws pictures of an evaluation into a folder."""
+    draw: Callable[[Evaluated], None] | None = None
+    """Draws pictures of an evaluation into its folder."""
 
 
 def kind_of(name: str, key: str = "task.name") -> TaskKind:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from mmscale.config import RunConfig
 from mmscale.data.batch import IGNORE, Batch, TextStream
-from mmscale.data.dataset import ShardDataset
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.contrastive import Contrastive
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import caption_field
 from mmscale.tasks.gallery import DIRECTIONS, Gallery
 from mmscale.tasks.kinds import TaskKind
@@ -98,10 +96,10 @@ def _stream(ids: Sequence[Sequence[int]], device: torch.device) -> TextStream:
     return TextStream(flat, lengths.cumsum(0).int(), rows, torch.full_like(flat, IGNORE), torch.zeros_like(rows, dtype=torch.bool))
 
 
-def _draw(records: Sequence[Record], dataset: ShardDataset, config: RunConfig, out: Path) -> None:
+def _draw(found: Evaluated) -> None:
     from mmscale.pictures import draw_retrieval
 
-    draw_retrieval(records, dataset, out / "retrieval.png")
+    draw_retrieval(found.records, found.dataset, found.out / "retrieval.png")
 
 
 KIND = TaskKind(

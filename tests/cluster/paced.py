@@ -1,6 +1,10 @@
-"""`mmscale.train` that takes only so many steps as the file ALLOWED holds, and waits: so something can happen to a tiny run."""
+"""`mmscale.train` that takes only so many steps as the file ALLOWED holds, and waits: so something can happen to a tiny run.
+
+Asked to stop, a rank waits no longer: it takes the step that it stands before, and all of them commit.
+"""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,9 +17,10 @@ step = train.optimizer_step
 
 def paced(run: Any, batch: Any, asked: bool) -> Any:
     """Wait until the step is allowed, and take it."""
-    while batch.step >= int(Path(os.environ["ALLOWED"]).read_text() or 0):
+    request = getattr(signal.getsignal(signal.SIGTERM), "__self__")  # noqa: B009 - whose method the handler is
+    while batch.step >= int(Path(os.environ["ALLOWED"]).read_text() or 0) and not request.asked:
         time.sleep(0.05)
-    return step(run, batch, asked)
+    return step(run, batch, asked or request.asked)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mmscale.data.dataset import ShardDataset
-from mmscale.pictures import confusion, draw_confusion, draw_examples
+from mmscale.pictures import _draw_map, chosen_examples, confusion, draw_attention, draw_confusion, draw_examples
 from mmscale.tasks import Record
 from tests.data.tiny import caption, image_bytes, write
 
@@ -32,6 +33,35 @@ def test_as_many_labels_as_have_a_row_leave_no_others() -> None:
     names, counts = confusion([record(str(i), str(i)) for i in range(40)], 40)
     assert len(names) == 40
     assert np.array_equal(counts, np.eye(40))
+
+
+def test_examples_are_spread_over_all_records() -> None:
+    records = [record("a", "a" if i % 2 else "b", i) for i in range(41)]
+    right, wrong = chosen_examples(records, columns=3, rows=1)
+    assert [r["position"] for r in right] == [1, 19, 39]
+    assert [r["position"] for r in wrong] == [0, 20, 40]
+    assert chosen_examples(records[1:2], columns=3, rows=1) == ([records[1]], [])
+
+
+def test_attention_lies_over_the_whole_image_whatever_its_shape() -> None:
+    axis = Figure().subplots()
+    map_23 = np.array([[0, 0.1, 0.2], [0, 0, 0.3]], np.float32)
+    _draw_map(axis, np.zeros((20, 50, 3), np.uint8), map_23, "black")
+    image, laid = axis.images
+    assert image.get_extent() == laid.get_extent()
+    assert image.get_array().shape == (20, 50)
+    assert np.array_equal(laid.get_array(), map_23)
+    assert (laid.norm.vmin, laid.norm.vmax) == (0, np.float32(0.3))
+    assert axis.get_xlabel() == "60% to the image, most 30.0%"
+
+
+def test_attention_to_odd_records_can_be_drawn(tmp_path: Path) -> None:
+    dataset, path = ShardDataset(write(tmp_path / "d", page)), tmp_path / "attention.png"
+    shown = [i for i in range(8) if dataset[i].image is not None]
+    records = [record("$x^2$", "$x^2$" if i < 3 else "a " * 50, i) for i in shown]
+    draw_attention(records, dict.fromkeys(shown, np.eye(2, dtype=np.float32)), dataset, path, text="caption")
+    with Image.open(path) as picture:
+        assert min(picture.size) > 300
 
 
 def page(index: int) -> dict[str, bytes]:

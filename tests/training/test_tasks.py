@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.cli import main as command
 from mmscale.evaluate import EvaluateCommand, evaluate_command, evaluation_config
@@ -104,16 +105,24 @@ def test_answers_have_a_report_with_pictures(
     tmp_path: Path, greys: Path, stage: Path, alone: Alone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    fine_tune(alone, stage, run, "task.name=vqa", "data.label=answer", "data.text=question", "train.steps=10")
+    words = ("task.name=vqa", "data.label=answer", "data.text=question", "train.steps=10", "log.tensorboard=true")
+    fine_tune(alone, stage, run, *words)
     metrics, _, found = evaluate(run, "vqa", greys)
     assert {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "auroc", "ece"} < set(metrics)
     assert len(found) == 64
-    for name in ("confusion.png", "examples.png"):
+    for name in ("confusion.png", "examples.png", "attention.png"):
         with Image.open(run / "evaluated" / name) as picture:
             assert min(picture.size) > 300
+    board = EventAccumulator(str(run / "evaluated"))
+    board.Reload()
+    assert set(board.Tags()["images"]) == {"vqa/attention", "vqa/confusion", "vqa/examples"}
+    (event,) = board.Scalars("vqa/accuracy")
+    assert (event.step, event.value) == (10, pytest.approx(metrics["accuracy"]))
+    evaluate(run, "vqa", greys)
+    assert len(list((run / "evaluated").glob("events.*"))) == 1
     one = write(tmp_path / "one", lambda i: sample(0), (5,))
-    words = ["task=vqa", f"data={one}", f"out={tmp_path / 'one-out'}", "device=cpu"]
-    monkeypatch.setattr("sys.argv", ["mmscale", "evaluate", str(run), *words])
+    told = ["task=vqa", f"data={one}", f"out={tmp_path / 'one-out'}", "device=cpu"]
+    monkeypatch.setattr("sys.argv", ["mmscale", "evaluate", str(run), *told])
     with pytest.raises(SystemExit) as ended:
         command()
     assert ended.value.code in (0, None)

@@ -1,0 +1,51 @@
+"""What pictures of an evaluation are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmscale.config import RunConfig
+from mmscale.data.build import Builder
+from mmscale.data.collate import Collator
+from mmscale.data.dataset import ShardDataset
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.model import MMScaleModel
+from mmscale.model.looking import attention_to_images
+from mmscale.tasks.task import Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """An evaluation that is over."""
+
+    records: Sequence[Record]
+    """What was predicted, in order of position."""
+    dataset: ShardDataset
+    """What the records' positions refer to; its pictures have their own size."""
+    config: RunConfig
+    out: Path
+    """Folder of the pictures."""
+    model: MMScaleModel
+    tokenizer: TextTokenizer
+    device: torch.device
+
+    def attention(self, positions: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        """What the token that a task's head reads looks at, by position: (height, width) in patches, see `attention_to_images`.
+
+        Positions without an image are left out, and all of them where the model has no fusion layers.
+        """
+        config = self.config
+        dataset = ShardDataset(config.data.shards, seed=0, image_size=config.model.image_size, store=config.store)
+        builder = Builder(dataset, Collator.from_config(config, self.tokenizer, training=False, facts=self.model.config.facts))
+        places, arena = dataset.places(positions), np.empty(builder.decoded_bytes(len(positions)), np.uint8)
+        with ThreadPoolExecutor(1) as pool:
+            batch = builder.submit(pool, 1, places, arena).result().batch.to(self.device)
+        found = attention_to_images(self.model, batch)
+        return {positions[row]: share.numpy() for row, share in found.items()}
