@@ -137,7 +137,7 @@ def test_killed_rank_and_time_limit(jobs: Jobs, undisturbed: str) -> None:
     jobs.cluster.hurry(job)
     assert jobs.wait(job, "COMPLETED")["ExitCode"] == "0:0"
     history = jobs.history("disturbed")
-    assert history[1] == "ended code=137 checkpoint=step-00000004 next=requeue failed=n2"
+    assert re.fullmatch(r"ended code=1(37|43) checkpoint=step-00000004 next=requeue failed=n2", history[1])  # its peer is asked to end
     assert history[3] == "USR1: asking the ranks for a checkpoint"
     assert history[4] == "ended code=85 checkpoint=step-00000008 next=requeue"
     assert history[-1] == "ended code=0 checkpoint=step-00000012 next=stop"
