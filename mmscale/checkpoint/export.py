@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmscale.checkpoint import manifest
+from mmscale.checkpoint.direct_file import write_all
 from mmscale.checkpoint.fingerprint import fingerprint
 from mmscale.checkpoint.index import NAME as INDEX
 from mmscale.checkpoint.index import STATE, build_index, file_of
@@ -22,7 +23,7 @@ from mmscale.checkpoint.model_folder import MODEL, Weight, model_tensors, plain_
 from mmscale.checkpoint.pieces import FROZEN, MASTER
 from mmscale.checkpoint.reader import StateReader
 from mmscale.checkpoint.state import NAME as RUN
-from mmscale.checkpoint.tensor_file import CHUNK, DTYPES, NAMES, TensorPart, encode_header, key_of, write_all
+from mmscale.checkpoint.tensor_file import CHUNK, DTYPES, NAMES, TensorPart, encode_header, key_of
 from mmscale.errors import CheckpointError
 from mmscale.run_folder import fsync, replace_file
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from mmscale.checkpoint.direct_file import direct_file
 from mmscale.checkpoint.fingerprint import fingerprint
 from mmscale.checkpoint.manifest import FileEntry
 from mmscale.checkpoint.pieces import Piece
@@ -64,8 +61,6 @@ def total_bytes(pieces: Sequence[Piece]) -> int:
 def write_tensors(path: Path, relative: str, pieces: Sequence[Piece]) -> tuple[FileEntry, list[TensorPart]]:
     """Write pieces to a new file and make it durable.
 
-    One thread writes while another hashes the same bytes, so that the slower of the two alone counts.
-
     Args:
         path: the file.
         relative: its name in the manifest.
@@ -78,27 +73,20 @@ def write_tensors(path: Path, relative: str, pieces: Sequence[Piece]) -> tuple[F
         OSError: no space, or the disk failed.
     """
     header = encode_header((key_of(p.kind, p.name), p.values.dtype, (p.values.numel(),)) for p in pieces)
-    digest = hashlib.sha256()
     parts = []
-    with path.open("xb", buffering=0) as file, ThreadPoolExecutor(1, "checkpoint-hash") as hashing:
-        digest.update(header)
-        write_all(file.fileno(), memoryview(header))
+    with direct_file(path) as file:
+        file.write(memoryview(header))
         for piece in pieces:
             total = 0
             for low in range(0, piece.values.numel(), CHUNK):
                 chunk = piece.values[low : low + CHUNK].cpu().contiguous()
-                content = memoryview(chunk.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers
-                hashed: Future[int] = hashing.submit(_hash, digest, content, chunk, piece.start + low)
-                try:
-                    write_all(file.fileno(), content)
-                finally:
-                    total += hashed.result()
+                file.write(memoryview(chunk.view(torch.uint8).numpy()))  # type: ignore[arg-type]  # numpy's arrays are buffers
+                total += fingerprint(chunk, piece.start + low)
             size = piece.values.numel()
             dtype = NAMES[piece.values.dtype]
             parts.append(TensorPart(piece.kind, piece.name, dtype, piece.shape, piece.start, size, total & (1 << 64) - 1))
-        os.fsync(file.fileno())
-        written = os.fstat(file.fileno()).st_size
-    return FileEntry(relative, written, digest.hexdigest()), parts
+        size, digest = file.close()
+    return FileEntry(relative, size, digest), parts
 
 
 def encode_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
@@ -112,14 +100,3 @@ def encode_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _hash(digest: hashlib._Hash, content: memoryview, chunk: Tensor, start: int) -> int:
-    digest.update(content)
-    return fingerprint(chunk, start)
-
-
-def write_all(descriptor: int, content: memoryview) -> None:
-    """Write all of it, however much the system takes at a time."""
-    while content.nbytes:
-        content = content[os.write(descriptor, content) :]
