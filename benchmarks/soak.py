@@ -72,6 +72,8 @@ START_S = 20.0
 """Longest time after a start at which such a kill comes."""
 MOMENT_S = 0.2
 """Longest time after a step's line in the log at which the other kills come: a step or two, their saves included."""
+LAST_STEPS = 15
+"""Before the end, in which no kill is due: the run might be over before it comes."""
 CYCLE_S = 400.0
 """Time in which a start must have come to the step at which it is killed."""
 PATIENCE_S = 60.0
@@ -278,7 +280,7 @@ def soak(folder: Path, *, kills: int, steps: int, ranks: int, seed: int, minutes
     broken = Soak(stage, folder / "broken", ranks, steps, rng)
     began, done = time.monotonic(), 0
     for kill in range(kills):
-        goal = max(1, round((kill + rng.random()) * (steps - 1) / kills))
+        goal = max(1, round((kill + rng.random()) * (steps - LAST_STEPS) / kills))
         if time.monotonic() - began > 60 * minutes or not broken.kill(goal):
             break
         done += 1
