@@ -88,9 +88,12 @@ class Gallery:
 
     def _similarities(self, direction: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Numbers of first queries, and the similarities of a block of queries to all candidates."""
-        queries, candidates = (self.images_NE, self.texts_TE) if direction == "image_to_text" else (self.texts_TE, self.images_NE)
+        to_text = direction == "image_to_text"
+        queries, candidates = (self.images_NE, self.texts_TE) if to_text else (self.texts_TE, self.images_NE)
+        # equal columns of one product can differ in their last bit: equal texts are compared once
+        distinct_UE, column_T = np.unique(self.texts_TE, axis=0, return_inverse=True) if to_text else (candidates, slice(None))
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            yield start, queries[start : start + _QUERIES_AT_ONCE] @ candidates.T
+            yield start, (queries[start : start + _QUERIES_AT_ONCE] @ distinct_UE.T)[:, column_T]
 
 
 def first_right_rank(similarity_QC: NDArray[Any], right_QC: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -55,7 +55,7 @@ def test_frozen_parameters_stay_as_they_are_and_have_no_moments(tmp_path: Path, 
     if stage_of_zero == 1:
         code, _, err = alone(stage, f"run={run}", *words, "optimizer.layer_decay=1", "train.steps=5")
         assert code == 1
-        assert "of another model (optimizer.layer_decay was 0.8, now None)" in err
+        assert "of another model (optimizer.layer_decay was 0.8, now not set)" in err
     trained = sum(v.numel() for n, v in after.items() if n not in frozen)
     assert optimizer_numbers(run, 4) == trained
 
