@@ -23,6 +23,7 @@ from tables.recipes import RECIPES, Part
 from tables.sources import REPOSITORY
 
 FRACTION = 0.1
+CASES = ("pretrained", "scratch", "scratch, longer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,9 @@ def measure(name: str, part: Part, few: Path, seed: int, folder: Path) -> dict[s
     whole = (f"data.shards={part.train}", seeded, *RECIPES[name].words, *pretraining.words, f"train.steps={wanted.pretraining_steps}")
     seconds = {"pretraining": train(pretraining.config, pretrained, *whole)}
     found: dict[str, Any] = {"task": name, "seed": seed}
-    for case, init, steps in (
-        ("pretrained", str(pretrained), wanted.steps),
-        ("scratch", "null", wanted.steps),
-        ("scratch, longer", "null", wanted.steps + wanted.pretraining_steps),
-    ):
+    for case in CASES:
+        init = pretrained if case == "pretrained" else "null"
+        steps = wanted.steps + (wanted.pretraining_steps if case == "scratch, longer" else 0)
         run = folder / f"few-{case.replace(', ', '-')}"
         words = (*RECIPES[name].words, *finetuning.words, *wanted.words)
         seconds[case] = train(finetuning.config, run, f"data.shards={few}", seeded, f"init_from={init}", *words, f"train.steps={steps}")
@@ -74,7 +73,7 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
         of_task = [r for r in results if r["task"] == name]
         if not of_task:
             continue
-        cases = {case: [r[case] for r in of_task] for case in ("pretrained", "scratch", "scratch, longer")}
+        cases = {case: [r[case] for r in of_task] for case in CASES}
         means = {case: statistics.mean(values) for case, values in cases.items()}
         tables[name] = {
             "metric": wanted.metric,

@@ -208,8 +208,7 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
     micro = plan.micro_batch if plan else 1
     counts = desk.counts(micro)
     flops = 3 * forward_flops(trainee.model.config, counts) / micro
-    possible = [number for number in STAGES if number < 3 or config.optimizer.name != "muon"]  # which ZeRO 3 has no whole matrices for
-    stages = [_stage(desk, number, flops) for number in possible]
+    stages = [_stage(desk, number, flops) for number in STAGES if config.optimizer.fits(number)]
     chosen = next(found for found in stages if found.stage == stage)
     low, high = chosen.step_s
     train = config.train

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+_OF_EVALUATION = ".evaluation"
+"""End of the names of an evaluation's event files: its folder may be the user's and hold others."""
 
-def open_board(folder: Path, resumed_at: int) -> Any:
+
+def open_board(folder: Path, resumed_at: int, suffix: str = "") -> Any:
     """Open a writer of event files; what was written of steps after `resumed_at` shows no more."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=resumed_at + 1)
+    return SummaryWriter(str(folder), purge_step=resumed_at + 1, filename_suffix=suffix)
 
 
 def add_scalars(board: Any, values: Mapping[str, float | None], step: int, prefix: str = "") -> None:
@@ -34,9 +37,9 @@ def write_evaluation(folder: Path, task: str, step: int, metrics: Mapping[str, f
         step: of the checkpoint.
         metrics: by name; None for one that is undefined.
     """
-    for old in folder.glob("events.out.tfevents.*"):
+    for old in folder.glob(f"events.out.tfevents.*{_OF_EVALUATION}"):
         old.unlink()
-    board = open_board(folder, step - 1)
+    board = open_board(folder, step - 1, _OF_EVALUATION)
     add_scalars(board, metrics, step, f"{task}/")
     for picture in sorted(folder.glob("*.png")):
         with Image.open(picture) as image:

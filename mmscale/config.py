@@ -76,6 +76,10 @@ class OptimizerConfig:
     freeze: list[str] = field(default_factory=list)
     """Regular expressions; parameters whose name matches one of them (re.search) are not trained."""
 
+    def fits(self, stage: int) -> bool:
+        """Whether a stage of ZeRO leaves it what it steps by: Muon takes whole matrices."""
+        return self.name == "adamw" or stage < 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
@@ -281,7 +285,7 @@ def _check(config: RunConfig) -> None:
     optimizer, lora = config.optimizer, config.lora
     need(0 < optimizer.layer_decay <= 1, f"`optimizer.layer_decay` must be above 0 and at most 1; got {optimizer.layer_decay}.")
     need(
-        optimizer.name == "adamw" or (config.zero.stage < 3 and config.zero.offload_optimizer == "none"),
+        optimizer.fits(config.zero.stage) and (optimizer.name == "adamw" or config.zero.offload_optimizer == "none"),
         f"`optimizer.name=muon` needs whole matrices at hand, which zero.stage = {config.zero.stage} with zero.offload_optimizer = "
         f"{config.zero.offload_optimizer} does not give. Use zero.stage=0, 1 or 2 without offload, or optimizer.name=adamw.",
     )

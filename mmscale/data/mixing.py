@@ -111,9 +111,8 @@ def _alike(one: Example, two: Example) -> bool:
 
 def _mix_squares(one_HHC: NDArray[np.uint8], two_HHC: NDArray[np.uint8], pair: tuple[Recipe, Recipe]) -> Shares:
     """Mix two images; returns each one's own share."""
-    grid, whole = (1, *one_HHC.shape[:2]), Modality()
-    cells = [image_HHC.reshape(-1, image_HHC.shape[2]) for image_HHC in (one_HHC, two_HHC)]  # views
-    return _mix_cells(cells[0], cells[1], whole, pair, grid)
+    one_PC, two_PC = (image_HHC.reshape(-1, image_HHC.shape[2]) for image_HHC in (one_HHC, two_HHC))  # views
+    return _mix_cells(one_PC, two_PC, Modality(), pair, (1, *one_HHC.shape[:2]))
 
 
 def _mix_items(one: Patches, two: Patches, modality: Modality, pair: tuple[Recipe, Recipe]) -> Shares:

@@ -199,9 +199,10 @@ def draw_labels(found: Evaluated) -> None:
     draw_examples(found.records, found.dataset, found.out / "examples.png", text=found.config.data.text)
     chosen = [record for both in chosen_examples(found.records, columns=3, rows=2) for record in both]
     maps = found.attention([record["position"] for record in chosen])
-    shown = [record for record in chosen if record["position"] in maps]
+    shown, path = [record for record in chosen if record["position"] in maps], found.out / "attention.png"
+    path.unlink(missing_ok=True)  # of an evaluation that saw images
     if shown:
-        draw_attention(shown, maps, found.dataset, found.out / "attention.png", text=found.config.data.text)
+        draw_attention(shown, maps, found.dataset, path, text=found.config.data.text)
 
 
 def label_kind(name: str, task: type[Classification] = Classification) -> TaskKind:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmscale.checkpoint.direct_file import BUFFER_BYTES
 from mmscale.checkpoint.find import resolve, step_of
 from mmscale.checkpoint.reader import StateReader
 from tests.checkpoint.filling import SIZE, save_while_filling
 from tests.checkpoint.forks import Forks
 from tests.checkpoint.test_crash import newest
+from tests.checkpoint.test_direct_file import write
 
 pytestmark = pytest.mark.cluster
 
@@ -77,3 +81,20 @@ def test_a_disk_that_cannot_be_written(disk: Path, forks: Forks) -> None:
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert forks(save_while_filling, 2, run=str(run), step=3)[1] == [None, None]
     assert_step(run, forks, 3)
+
+
+def test_a_file_system_without_direct_writes(tmp_path: Path) -> None:
+    """ramfs refuses O_DIRECT, and leaves the file that it has made."""
+    folder = tmp_path / "ramfs"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "ramfs", "ramfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    try:
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.open(folder / "direct", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        content = os.urandom(BUFFER_BYTES + 12_345)
+        assert write(folder / "f", content, 1_000_003) == (len(content), hashlib.sha256(content).hexdigest())
+        assert (folder / "f").read_bytes() == content
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -118,8 +118,11 @@ def test_answers_have_a_report_with_pictures(
     assert set(board.Tags()["images"]) == {"vqa/attention", "vqa/confusion", "vqa/examples"}
     (event,) = board.Scalars("vqa/accuracy")
     assert (event.step, event.value) == (10, pytest.approx(metrics["accuracy"]))
+    own = run / "evaluated" / "events.out.tfevents.1.mine"
+    own.touch()
     evaluate(run, "vqa", greys)
-    assert len(list((run / "evaluated").glob("events.*"))) == 1
+    assert len(list((run / "evaluated").glob("events.*"))) == 2
+    assert own.exists()
     one = write(tmp_path / "one", lambda i: sample(0), (5,))
     told = ["task=vqa", f"data={one}", f"out={tmp_path / 'one-out'}", "device=cpu"]
     monkeypatch.setattr("sys.argv", ["mmscale", "evaluate", str(run), *told])
