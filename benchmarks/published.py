@@ -1,9 +1,10 @@
 """Published tables, from the sets as they lie on disk to a number beside those of others: ESC-10, TREC, MR, EmojiTwo.
 
-    python benchmarks/published.py esc-10 | trec | mr | emojitwo [--seeds 0 1 2] [--parts N] [--tuning] [--place DIR] [--out FILE]
+    python benchmarks/published.py esc-10 | trec | mr | emojitwo [--seeds 0 1 2] [--parts N] [--jobs 1] [--tuning] [--place DIR]
+        [--out FILE]
 
 Every command is one that a user would type: `mmscale shards write` and `filter`, `mmscale launch`, `mmscale evaluate`. A training has one
-rank with one thread; what is finished is not done again. Recipes, and what they were tuned on, are in benchmarks/tables/recipes.py:
+rank with one thread, `--jobs` of them run side by side; what is finished is not done again. Recipes, and what they were tuned on, are in benchmarks/tables/recipes.py:
 `--tuning` measures on a part held out of the training data instead, with `--words` for keys to try, each try with a `--place` of its own.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("set", choices=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", type=int, help="measure so many parts, such as folds; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--tuning", action="store_true", help="measure on a part of the training data")
     parser.add_argument("--words", nargs="*", default=[], help="more words for every mmscale launch")
     parser.add_argument("--place", type=Path, default=REPOSITORY / "runs" / "published")
@@ -80,13 +83,16 @@ def main() -> None:
     place, recipe = words.place.resolve() / words.set, RECIPES[words.set]
     parts = recipe.parts(place, words.tuning)
     out = words.out or (place / "tuning.json" if words.tuning else Path(__file__).parent / "results" / f"published-{words.set}.json")
-    results: list[dict[str, Any]] = []
-    for seed in words.seeds:
-        for part in parts[: words.parts]:
-            folder = place / f"{'tuning-' if words.tuning else ''}seed-{seed}" / part.name
-            results.append(measure(recipe, part, seed, folder, words.words))
+    prefix, results = "tuning-" if words.tuning else "", []
+    with ThreadPoolExecutor(words.jobs) as pool:
+        wanted = [(part, seed) for seed in words.seeds for part in parts[: words.parts]]
+        folders = {(part.name, seed): place / f"{prefix}seed-{seed}" / part.name for part, seed in wanted}
+        made = [pool.submit(measure, recipe, part, seed, folders[part.name, seed], words.words) for part, seed in wanted]
+        for one in as_completed(made):
+            results.append(one.result())
             print(json.dumps(results[-1]), flush=True)
-            found = summarize(words.set, recipe, results, [p.name for p in parts], words.words)
+            results.sort(key=lambda found: (found["seed"], found["part"]))
+            found = summarize(words.set, recipe, results, [p.name for p in parts], words.words) | {"jobs": words.jobs}
             out.write_text(json.dumps(found, indent=1) + "\n")
     print(out.read_text())
 

@@ -147,8 +147,11 @@ def checkpoints(subject: Subject) -> Iterator[Finding]:
     kept = config.keep if config.keep else steps // max(1, config.every) + 1
     to_come = max(1, kept + 1 - found)
     needed, free = to_come * subject.estimate.checkpoint_bytes, disk.f_bavail * disk.f_frsize
-    size = f"{to_come} checkpoints of about {subject.estimate.checkpoint_bytes / GIB:.2f} GiB are to come, {free / GIB:,.1f} GiB are free"
-    if needed > free:
+    size = f"{to_come} checkpoints of about {subject.estimate.checkpoint_bytes / GIB:.2f} GiB are to come, "
+    size += f"{free / GIB:,.1f} GiB are free" if disk.f_blocks else f"{above} does not tell what is free"
+    if not disk.f_blocks:
+        yield Finding(check="disk", level="pass", what=size)
+    elif needed > free:
         fix = "Lower checkpoint.keep (0 keeps all), free space, or put `run` on another file system."
         yield Finding(check="disk", level="fail", what=f"{size} at {above}", fix=fix)
     else:

@@ -120,10 +120,10 @@ def remove_leftovers(checkpoints: Path) -> None:
 
 
 def find_lack(folder: Path, size: int, files: int) -> str | None:
-    """Say what a file system lacks for so many bytes and files, or None. One that does not count inodes has enough."""
+    """Say what a file system lacks for so many bytes and files, or None. One that does not count blocks or inodes has enough."""
     there = os.statvfs(folder)
     free, needed = there.f_bavail * there.f_frsize, size + _SPARE_BYTES
-    if free < needed:
+    if there.f_blocks and free < needed:
         return f"{str(folder)!r} has {free / 2**20:,.0f} MiB free and {needed / 2**20:,.0f} MiB are needed; delete something there"
     if there.f_files and there.f_favail < files + _SPARE_INODES:
         return f"{str(folder)!r} has {there.f_favail} free inodes and {files + _SPARE_INODES} are needed; delete files there"

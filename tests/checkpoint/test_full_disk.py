@@ -83,8 +83,8 @@ def test_a_disk_that_cannot_be_written(disk: Path, forks: Forks) -> None:
     assert_step(run, forks, 3)
 
 
-def test_a_file_system_without_direct_writes(tmp_path: Path) -> None:
-    """ramfs refuses O_DIRECT, and leaves the file that it has made."""
+def test_a_file_system_without_direct_writes_and_size(tmp_path: Path, forks: Forks) -> None:
+    """ramfs refuses O_DIRECT, and leaves the file that it has made; it says that it has 0 blocks, none of them free."""
     folder = tmp_path / "ramfs"
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "ramfs", "ramfs", str(folder)], capture_output=True, text=True)
@@ -96,5 +96,8 @@ def test_a_file_system_without_direct_writes(tmp_path: Path) -> None:
         content = os.urandom(BUFFER_BYTES + 12_345)
         assert write(folder / "f", content, 1_000_003) == (len(content), hashlib.sha256(content).hexdigest())
         assert (folder / "f").read_bytes() == content
+        assert os.statvfs(folder).f_blocks == 0
+        assert forks(save_while_filling, 2, run=str(folder / "run"), step=1)[1] == [None, None]
+        assert_step(folder / "run", forks, 1)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
