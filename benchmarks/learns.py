@@ -187,7 +187,7 @@ def draw(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], path
         axis.tick_params(axis="x", rotation=60, labelsize=8)
     kept = (OBJECTIVES, ("contrastive",), ("captioning",))
     shown = [r for r in results if not r["control"] and r["steps"] and tuple(r["objectives"]) in kept]
-    labels = ["all five" if len(r["objectives"]) > 1 else f"{r['objectives'][0]} alone" for r in shown]
+    labels = ["all five" if len(r["objectives"]) > 1 else f"{r['objectives'][0]}\nalone" for r in shown]
     metrics = {"image_to_text_r1": "#74add1", "text_to_image_r1": "#4575b4", "exact_match": "#1a9850"}
     for shift, (metric, colour) in enumerate(metrics.items()):
         places = [i + 0.27 * (shift - 1) for i in range(len(shown))]

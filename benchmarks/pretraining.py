@@ -1,11 +1,12 @@
 """Does pretraining help where labels are few? The same fine-tuning on a tenth of the labels, from a pretrained model and from scratch.
 
-    python benchmarks/pretraining.py [trec mr emojitwo] [--seeds 0 1 2] [--jobs 1] [--place DIR] [--out FILE]
+    python benchmarks/pretraining.py [trec mr emojitwo glyphs] [--seeds 0 1 2] [--jobs 1] [--place DIR] [--out FILE]
 
-Pretraining sees the whole training part without its labels (the recipes of benchmarks/tables/recipes.py), fine-tuning a tenth of it with
-them, drawn by `mmscale shards filter fraction=0.1`. Three models: `pretrained`; `scratch`, as many steps of fine-tuning from random
-weights; `scratch, longer`, as many as pretraining and fine-tuning have together. No setting was chosen by these numbers. `--jobs` seeds
-run side by side, a training has one rank with one thread, and what is finished is not done again.
+Pretraining sees the whole training part without its labels (the recipes of benchmarks/tables/recipes.py; of glyphs the stage files of the
+demo, pretraining with names that do not tell the script), fine-tuning a tenth of it with them, drawn by `mmscale shards filter
+fraction=0.1`. Three models: `pretrained`; `scratch`, as many steps of fine-tuning from random weights; `scratch, longer`, as many as
+pretraining and fine-tuning have together. No setting was chosen by these numbers. `--jobs` seeds run side by side, a training has one
+rank with one thread, and what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tables.commands import conditions, evaluate, shards, train
-from tables.recipes import RECIPES, Part
+from tables.recipes import RECIPES, Part, Stage
 from tables.sources import REPOSITORY
 
 FRACTION = 0.1
@@ -28,8 +31,12 @@ CASES = ("pretrained", "scratch", "scratch, longer")
 
 @dataclass(frozen=True, kw_only=True)
 class Few:
-    """How a task is learned from few labels; stages and parts are those of the recipe of its name."""
+    """How a task is learned from few labels."""
 
+    part: Callable[[Path], Part]
+    """Folder to what is learned from and measured on."""
+    stages: tuple[Stage, Stage]
+    """Pretraining and fine-tuning."""
     task: str
     metric: str
     steps: int
@@ -39,28 +46,58 @@ class Few:
     """Of fine-tuning."""
 
 
+def published(name: str, **few: Any) -> Few:
+    """The stages of a published set's recipe, on its first part."""
+    recipe = RECIPES[name]
+    pretraining, finetuning = (replace(stage, words=(*recipe.words, *stage.words)) for stage in recipe.stages)
+    return Few(part=lambda place: recipe.parts(place, False)[0], stages=(pretraining, finetuning), **few)
+
+
+def glyphs(place: Path) -> Part:
+    """Glyphs as the demo writes them: held out are whole styles."""
+    written = {
+        split: shards("write", place / "shards" / split, "configs/demo/shards.yaml", f"glyphs.split={split}", *words)
+        for split, words in (("train", ()), ("heldout", ("tokenizer.kind=none",)))
+    }
+    return Part(name="styles", train=written["train"], test=written["heldout"])
+
+
+ON_ONE_CPU = ("train.precision=fp32", "zero.stage=0")
 TASKS = {
-    "trec": Few(task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
-    "mr": Few(task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
-    "emojitwo": Few(task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
+    "trec": published("trec", task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
+    "mr": published("mr", task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
+    "emojitwo": published("emojitwo", task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
+    "glyphs": Few(
+        part=glyphs,
+        stages=(
+            Stage(name="pretrain", config="configs/demo/pretrain.yaml", words=("data.caption=name_in_script", *ON_ONE_CPU)),
+            Stage(name="classification", config="configs/demo/finetune.yaml", words=ON_ONE_CPU),
+        ),
+        task="classification",
+        metric="accuracy",
+        steps=700,
+        pretraining_steps=1600,
+    ),
 }
 
 
 def measure(name: str, part: Part, few: Path, seed: int, folder: Path) -> dict[str, Any]:
     """Pretrain once, fine-tune three times."""
-    (pretraining, finetuning), wanted = RECIPES[name].stages, TASKS[name]
+    wanted = TASKS[name]
+    pretraining, finetuning = wanted.stages
     seeded = f"train.seed={seed}"
     pretrained = folder / pretraining.name
-    whole = (f"data.shards={part.train}", seeded, *RECIPES[name].words, *pretraining.words, f"train.steps={wanted.pretraining_steps}")
+    whole = (f"data.shards={part.train}", seeded, *pretraining.words, f"train.steps={wanted.pretraining_steps}")
     seconds = {"pretraining": train(pretraining.config, pretrained, *whole)}
     found: dict[str, Any] = {"task": name, "seed": seed}
     for case in CASES:
         init = pretrained if case == "pretrained" else "null"
         steps = wanted.steps + (wanted.pretraining_steps if case == "scratch, longer" else 0)
         run = folder / f"few-{case.replace(', ', '-')}"
-        words = (*RECIPES[name].words, *finetuning.words, *wanted.words)
+        words = (*finetuning.words, *wanted.words)
         seconds[case] = train(finetuning.config, run, f"data.shards={few}", seeded, f"init_from={init}", *words, f"train.steps={steps}")
         found[case] = evaluate(run, wanted.task, part.test)[wanted.metric]
+    found["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     found["seconds"] = {case: round(took, 1) for case, took in seconds.items()}
     print(json.dumps(found), flush=True)
     return found
@@ -85,7 +122,7 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write shards, train, evaluate, save; the result file holds what is there after every task."""
+    """Write shards, train, evaluate, save after every task; what the result file has of other tasks stays in it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("tasks", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -93,10 +130,11 @@ def main() -> None:
     parser.add_argument("--place", type=Path, default=REPOSITORY / "runs" / "pretraining")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "pretraining.json")
     words = parser.parse_args()
-    results: list[dict[str, Any]] = []
+    before = json.loads(words.out.read_text())["results"] if words.out.exists() else []
+    results: list[dict[str, Any]] = [r for r in before if r["task"] not in words.tasks]
     for name in words.tasks:
         place = words.place.resolve() / name
-        part = RECIPES[name].parts(place, False)[0]
+        part = TASKS[name].part(place)
         few = shards("filter", place / "shards" / "few", str(part.train), f"fraction={FRACTION}")
         with ThreadPoolExecutor(words.jobs) as pool:
             folders = [place / f"seed-{seed}" / part.name for seed in words.seeds]

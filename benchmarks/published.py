@@ -4,8 +4,9 @@
         [--out FILE]
 
 Every command is one that a user would type: `mmscale shards write` and `filter`, `mmscale launch`, `mmscale evaluate`. A training has one
-rank with one thread, `--jobs` of them run side by side; what is finished is not done again. Recipes, and what they were tuned on, are in benchmarks/tables/recipes.py:
-`--tuning` measures on a part held out of the training data instead, with `--words` for keys to try, each try with a `--place` of its own.
+rank with one thread, `--jobs` of them run side by side; what is finished is not done again. Recipes, and what they were tuned on, are in
+benchmarks/tables/recipes.py: `--tuning` measures on a part held out of the training data instead, with `--words` for keys to try, each
+try with a `--place` of its own.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def main() -> None:
     place, recipe = words.place.resolve() / words.set, RECIPES[words.set]
     parts = recipe.parts(place, words.tuning)
     out = words.out or (place / "tuning.json" if words.tuning else Path(__file__).parent / "results" / f"published-{words.set}.json")
-    prefix, results = "tuning-" if words.tuning else "", []
+    prefix = "tuning-" if words.tuning else ""
+    results: list[dict[str, Any]] = []
     with ThreadPoolExecutor(words.jobs) as pool:
         wanted = [(part, seed) for seed in words.seeds for part in parts[: words.parts]]
         folders = {(part.name, seed): place / f"{prefix}seed-{seed}" / part.name for part, seed in wanted}
