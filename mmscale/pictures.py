@@ -150,6 +150,33 @@ def chosen_examples(records: Sequence[Record], columns: int, rows: int) -> tuple
     return right, wrong
 
 
+def draw_scatter(target_N: NDArray[np.float64], prediction_N: NDArray[np.float64], path: Path, *, name: str) -> None:
+    """Draw predicted numbers over true ones, with the line where both are equal. What is not finite is left out, and counted.
+
+    Args:
+        target_N: true numbers.
+        prediction_N: predicted ones.
+        path: the PNG to write.
+        name: of the field.
+    """
+    from matplotlib.figure import Figure
+
+    shown_N = np.isfinite(target_N) & np.isfinite(prediction_N)
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(target_N[shown_N], prediction_N[shown_N], s=12, alpha=max(0.05, min(0.6, 200 / max(1, shown_N.sum()))), color="#4575b4")
+    if shown_N.any():
+        axis.axline((0, 0), slope=1, color=_FAINT, linewidth=0.8)
+        ends = [function([target_N[shown_N], prediction_N[shown_N]]) for function in (np.min, np.max)]
+        spare = 0.05 * (ends[1] - ends[0]) or 1.0
+        axis.set(xlim=(ends[0] - spare, ends[1] + spare), ylim=(ends[0] - spare, ends[1] + spare), aspect="equal")
+    left_out = len(target_N) - shown_N.sum()
+    axis.set_title(f"{shown_N.sum():,} samples" + (f", {left_out:,} not finite and not shown" if left_out else ""), fontsize=10)
+    axis.set_xlabel(_plain(f"{name}"))
+    axis.set_ylabel("predicted")
+    figure.savefig(path, dpi=120)
+
+
 def draw_attention(
     records: Sequence[Record],
     maps: Mapping[int, NDArray[np.float32]],

@@ -1,4 +1,4 @@
-"""Where the token that a task's head reads looks in the image: its attention in the fusion layers.
+"""Where the token that answers looks in the image: its attention in the fusion layers.
 
 It shows what was looked at, not why the answer is what it is (Jain and Wallace 2019, "Attention is not explanation").
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mmscale.data.batch import Batch
+from mmscale.data.batch import IGNORE, Batch
 from mmscale.model.attention import Plan
 from mmscale.model.model import MMScaleModel
 from mmscale.model.percepts import Percepts
 from mmscale.model.positions import RotaryPlan
-from mmscale.model.sequences import ALONE, FUSED, Sequences, Wanted, arrange, entries, lengths_of, readout
+from mmscale.model.sequences import ALONE, CAPTIONS, FUSED, Entry, Sequences, Wanted, arrange, entries, lengths_of, readout
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class _Seen:
     row: int
     """Of the sample."""
     read_R: Tensor
-    """Rows that the head reads: the text's first token, else the unit's [CLS], or all patches where there is none."""
+    """Rows that the answer comes from: of a head the text's first token, else the unit's [CLS], or all patches where there is none; of a
+    written answer the token before its first one."""
     rows_L: Tensor
     """All rows, the image's first."""
     leading: int
@@ -52,18 +53,19 @@ class _Seen:
 
 
 @torch.no_grad()
-def attention_to_images(model: MMScaleModel, batch: Batch) -> dict[int, Tensor]:
-    """Attention that each patch of a sample's image gets from what `classify` reads.
+def attention_to_images(model: MMScaleModel, batch: Batch, *, written: bool = False) -> dict[int, Tensor]:
+    """Attention that each patch of a sample's image gets from what `classify` reads, or from where a written answer begins.
 
     Args:
         model: with fusion layers, or nothing is found.
         batch: without dropped patches.
+        written: the answer is written after a prompt, both in the causal text: the token that its first word is predicted from.
 
     Returns:
         By the sample's row, fp32 (height, width) in patches: mean over heads and fusion layers, and over rows where the head reads several.
         Its sum is the part of the attention that goes to the image, from 0 to 1. Samples without an image are left out.
     """
-    wanted = Wanted(classify=True)
+    wanted = Wanted(captioning=True) if written else Wanted(classify=True)
     percepts = model.lay_out(batch)
     lower = model.lower(batch, percepts)
     none = percepts.rows_U[:0]
@@ -76,7 +78,15 @@ def attention_to_images(model: MMScaleModel, batch: Batch) -> dict[int, Tensor]:
     if not watched.seen:
         return {}
     lengths = torch.stack(lengths_of(listed, lower.text_offsets, percepts), 1)
-    return {seen.row: _share(watched.seen, seen) for seen in _sequences(batch, percepts, seqs, lengths, model)}
+    first_S = first_labelled(batch, listed[CAPTIONS])
+    return {seen.row: _share(watched.seen, seen) for seen in _sequences(batch, percepts, seqs, (lengths, first_S), model)}
+
+
+def first_labelled(batch: Batch, captions: Entry) -> list[int]:
+    """The token of each caption that the first one to be learned is predicted from; -1 where none is learned."""
+    labels = torch.split(batch.caption.labels_T.cpu(), batch.caption.cu_seqlens_S1.diff().tolist())
+    learned = [(labels[text] != IGNORE).nonzero() for text in captions.text_S.tolist()]
+    return [int(places[0]) if len(places) else -1 for places in learned]
 
 
 def _share(layers: list[tuple[Tensor, Tensor]], seen: _Seen) -> Tensor:
@@ -91,25 +101,29 @@ def _share(layers: list[tuple[Tensor, Tensor]], seen: _Seen) -> Tensor:
     return patches_P.view(height, width).cpu()
 
 
-def _sequences(batch: Batch, percepts: Percepts, seqs: Sequences, lengths: Tensor, model: MMScaleModel) -> Iterator[_Seen]:
-    """The sequences that a head reads, of samples with an image. `lengths` is (S, parts and text)."""
+def _sequences(
+    batch: Batch, percepts: Percepts, seqs: Sequences, measures: tuple[Tensor, list[int]], model: MMScaleModel
+) -> Iterator[_Seen]:
+    """The sequences that an answer comes from, of samples with an image. `measures`: lengths (S, parts and text), `first_labelled`."""
     items = percepts.items[0]  # images come first
     if items.name != "image":
         return
     grids = _grids(batch, model)
     grid_of = dict(zip(items.rows.tolist(), grids, strict=True))
-    rows_U = percepts.rows_U.tolist()
-    for entry in (FUSED, ALONE):
+    rows_U, (lengths, first_S) = percepts.rows_U.tolist(), measures
+    for entry in (CAPTIONS, FUSED, ALONE):
         bounds = seqs.entry(entry)
         for s in range(bounds.start, bounds.stop):
             unit = int(seqs.unit_S[s])
             row = rows_U[unit] if unit >= 0 else -1
-            if row not in grid_of:
+            if row not in grid_of or (entry == CAPTIONS and first_S[s] < 0):
                 continue
-            starts = [int(first_S[s]) for first_S in seqs.first_rows]
+            starts = [int(rows_S[s]) for rows_S in seqs.first_rows]
             starts.append(seqs.perception_rows[-1] + int(seqs.first_text_row_S[s]))
             parts = [torch.arange(a, a + n, device=lengths.device) for a, n in zip(starts, lengths[s].tolist(), strict=True)]
-            read_R = parts[-1][:1] if entry == FUSED else parts[0][: percepts.standing]
+            if entry == CAPTIONS:  # it sees no further than itself
+                parts[-1] = parts[-1][: first_S[s] + 1]
+            read_R = {CAPTIONS: parts[-1][-1:], FUSED: parts[-1][:1], ALONE: parts[0][: percepts.standing]}[entry]
             yield _Seen(row, read_R, torch.cat(parts), items.leading, grid_of[row])
 
 

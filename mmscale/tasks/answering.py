@@ -99,7 +99,7 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
 
 
 def _draw(found: Evaluated) -> None:
-    """Draw right and wrong examples; right is an answer that somebody gave, and the percentage is its VQA accuracy."""
+    """Draw right and wrong examples, and what they look at; right is an answer that somebody gave, the percentage its VQA accuracy."""
     from mmscale.pictures import draw_examples
 
     drawn = []
@@ -107,6 +107,7 @@ def _draw(found: Evaluated) -> None:
         accuracy, said = answer_accuracy(record["prediction"], record["answers"]), record["prediction"]
         drawn.append(record | {"confidence": accuracy, "label": said if accuracy > 0 else label_of(record["answers"])})
     draw_examples(drawn, found.dataset, found.out / "examples.png", text=found.config.data.prompt)
+    found.draw_attention(drawn, text=found.config.data.prompt, written=True)
 
 
 def _build(config: RunConfig) -> Answering:

@@ -1,7 +1,8 @@
-"""Captioning: greedy, beam or sampled decoding, scored by exact match, chrF and BLEU (sacrebleu)."""
+"""Captioning: greedy, beam or sampled decoding, scored by exact match, CIDEr-D, chrF and BLEU (sacrebleu)."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +11,14 @@ from mmscale.data.batch import Batch
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.captioning import Captioning as CaptioningObjective
+from mmscale.tasks.cider import cider_d
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import caption_field
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
 from mmscale.tasks.writing import Writing
+
+logger = logging.getLogger(__name__)
 
 
 class Captioning:
@@ -41,7 +46,7 @@ class Captioning:
         return records
 
     def score(self, records: Sequence[Record]) -> Metrics:
-        """Exact match with any reference, corpus chrF and BLEU over all references."""
+        """Exact match with any reference, CIDEr-D, corpus chrF and BLEU over all references."""
         from sacrebleu.metrics import BLEU, CHRF
 
         predictions = [r["prediction"] for r in records]
@@ -50,10 +55,20 @@ class Captioning:
         exact = [r["prediction"] in r["references"] for r in records]
         return {
             "exact_match": sum(exact) / len(exact),
+            "cider": self._cider(records),
             "chrf": CHRF().corpus_score(predictions, references).score / 100,
             "bleu": BLEU().corpus_score(predictions, references).score / 100,
             "samples": float(len(records)),
         }
+
+    def _cider(self, records: Sequence[Record]) -> float | None:
+        if len(records) < 2:
+            logger.warning(
+                "The metric cider is undefined and reported as null: it weighs words by how few images have them in their captions, and "
+                "there is one image. Evaluate on more samples."
+            )
+            return None
+        return float(cider_d([r["prediction"] for r in records], [r["references"] for r in records]).mean())
 
     def resampler(self, records: Sequence[Record]) -> Resampler:
         """Exact match of resamples."""
@@ -70,10 +85,25 @@ def normalise(text: str, tokenizer: TextTokenizer) -> str:
     return " ".join((tokenizer.decode(ids) if known else text).split())
 
 
+def _draw(found: Evaluated) -> None:
+    """Draw images with what is said of them; right is what equals a reference, the percentage is chrF."""
+    from sacrebleu.metrics import CHRF
+
+    from mmscale.pictures import draw_examples
+
+    chrf, drawn = CHRF(), []
+    for record in found.records:
+        said, references = record["prediction"], record["references"]
+        alike = chrf.sentence_score(said, references).score / 100
+        drawn.append(record | {"confidence": alike, "label": said if said in references else references[0]})
+    draw_examples(drawn, found.dataset, found.out / "examples.png", text=None)
+
+
 KIND = TaskKind(
     name="captioning",
     build=lambda config: Captioning(caption_field(config), Writing.of(config)),
     objective=lambda task: CaptioningObjective(weight=task.weight),
     caption=True,
     writes=True,
+    draw=_draw,
 )

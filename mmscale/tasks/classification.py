@@ -193,16 +193,11 @@ def classes_of(config: RunConfig, facts: Facts) -> dict[str, int]:
 
 def draw_labels(found: Evaluated) -> None:
     """Draw the confusion matrix, right and wrong examples, and what the model looks at in them."""
-    from mmscale.pictures import chosen_examples, draw_attention, draw_confusion, draw_examples
+    from mmscale.pictures import draw_confusion, draw_examples
 
     draw_confusion(found.records, found.out / "confusion.png")
     draw_examples(found.records, found.dataset, found.out / "examples.png", text=found.config.data.text)
-    chosen = [record for both in chosen_examples(found.records, columns=3, rows=2) for record in both]
-    maps = found.attention([record["position"] for record in chosen])
-    shown, path = [record for record in chosen if record["position"] in maps], found.out / "attention.png"
-    path.unlink(missing_ok=True)  # of an evaluation that saw images
-    if shown:
-        draw_attention(shown, maps, found.dataset, path, text=found.config.data.text)
+    found.draw_attention(found.records, text=found.config.data.text)
 
 
 def label_kind(name: str, task: type[Classification] = Classification) -> TaskKind:

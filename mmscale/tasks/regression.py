@@ -19,6 +19,7 @@ from mmscale.data.targets import Facts, NumberTarget
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.regress import Regress
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import target_field
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import NOTHING_SHOWN, Metrics, Record, Resampler, mean_of_resamples, record_of, shown_rows
@@ -96,6 +97,13 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
     return Facts(mean=mean, std=std)
 
 
+def _draw(found: Evaluated) -> None:
+    """Draw what was predicted over what is true."""
+    from mmscale.pictures import draw_scatter
+
+    draw_scatter(*_arrays(found.records), found.out / "scatter.png", name=found.config.data.label or "")
+
+
 KIND = TaskKind(
     name="regression",
     build=lambda config: Regression(target_field(config)),
@@ -105,4 +113,5 @@ KIND = TaskKind(
     outputs=lambda facts: 1,
     study=_study,
     target=lambda config, facts: NumberTarget(field=target_field(config), mean=facts.mean, std=facts.std),
+    draw=_draw,
 )

@@ -20,6 +20,7 @@ from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.tag import Tag
 from mmscale.tasks.classification import classes_of
+from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import target_field
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import NOTHING_SHOWN, Metrics, Record, Resampler, record_of, shown_rows
@@ -158,6 +159,20 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
     return Facts(labels=tuple(config.data.labels or label_vocabulary(dataset.reader, field, several=True)))
 
 
+def _draw(found: Evaluated) -> None:
+    """Draw images with their labels, and what is looked at; right is who has all of them and no other, the percentage is shared / all."""
+    from mmscale.pictures import draw_examples
+
+    drawn = []
+    for record in found.records:
+        labels, predictions = set(record["labels"]), set(record["predictions"])
+        alike = len(labels & predictions) / len(labels | predictions) if labels | predictions else 1.0
+        names = {key: ", ".join(sorted(some)) or "none" for key, some in (("label", labels), ("prediction", predictions))}
+        drawn.append(record | names | {"confidence": alike})
+    draw_examples(drawn, found.dataset, found.out / "examples.png", text=found.config.data.text)
+    found.draw_attention(drawn, text=found.config.data.text)
+
+
 KIND = TaskKind(
     name="tagging",
     build=lambda config: Tagging(target_field(config)),
@@ -167,4 +182,5 @@ KIND = TaskKind(
     outputs=lambda facts: len(facts.labels or ()),
     study=_study,
     target=lambda config, facts: TagsTarget(field=target_field(config), classes=classes_of(config, facts)),
+    draw=_draw,
 )

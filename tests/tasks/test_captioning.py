@@ -38,7 +38,7 @@ def test_hand_computed_scores() -> None:
     assert scores["exact_match"] == pytest.approx(2 / 3)
     assert scores["samples"] == 3
     perfect = task.score([record("a red square left of it", "a red square left of it")] * 4)
-    assert perfect == {"exact_match": 1.0, "chrf": pytest.approx(1), "bleu": pytest.approx(1), "samples": 4.0}
+    assert perfect == {"exact_match": 1.0, "cider": 0.0, "chrf": pytest.approx(1), "bleu": pytest.approx(1), "samples": 4.0}
     assert task.score([record("", "red square")])["chrf"] == 0
 
 

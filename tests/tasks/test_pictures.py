@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mmscale.data.dataset import ShardDataset
-from mmscale.pictures import _draw_map, chosen_examples, confusion, draw_attention, draw_confusion, draw_examples
-from mmscale.tasks import Record
+from mmscale.pictures import _draw_map, chosen_examples, confusion, draw_attention, draw_confusion, draw_examples, draw_scatter
+from mmscale.tasks import Record, captioning
+from mmscale.tasks.evaluated import Evaluated
 from tests.data.tiny import caption, image_bytes, write
 
 
@@ -81,3 +84,29 @@ def test_any_records_can_be_drawn(tmp_path: Path, right: int) -> None:
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > least
             assert np.ptp(np.asarray(picture.convert("L"))) > 200
+
+
+def test_captions_are_drawn_beside_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Record] = []
+    monkeypatch.setattr("mmscale.pictures.draw_examples", lambda records, *_, **__: seen.extend(records))
+    records = [
+        {"position": 0, "prediction": "a cat", "references": ["the cat", "a cat"]},
+        {"position": 1, "prediction": "abc", "references": ["xyz", "vw"]},
+    ]
+    dataset = ShardDataset(write(tmp_path / "d", page))
+    no: Any = None
+    found = Evaluated(records=records, dataset=dataset, config=no, out=tmp_path, model=no, tokenizer=no, device=torch.device("cpu"))
+    assert captioning.KIND.draw is not None
+    captioning.KIND.draw(found)
+    assert [(r["label"], r["prediction"], r["confidence"]) for r in seen] == [("a cat", "a cat", 1.0), ("xyz", "abc", 0.0)]
+    monkeypatch.undo()
+    captioning.KIND.draw(found)
+    with Image.open(tmp_path / "examples.png") as picture:
+        assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize("numbers", [[], [1.0], [1.0, 2.0, 3.5], [1.0, float("nan")]])
+def test_any_numbers_can_be_drawn(tmp_path: Path, numbers: list[float]) -> None:
+    draw_scatter(np.array(numbers), np.array(numbers) * 2, tmp_path / "scatter.png", name="rating_$_")
+    with Image.open(tmp_path / "scatter.png") as picture:
+        assert min(picture.size) > 300

@@ -74,6 +74,15 @@ def evaluate(run: Path, task: str, data: Path, *words: str) -> tuple[dict[str, A
     return metrics, report, records(out / "predictions.jsonl")
 
 
+def assert_pictures(run: Path, *names: str) -> None:
+    """The evaluation drew these and no others."""
+    assert sorted(path.name for path in (run / "evaluated").glob("*.png")) == sorted(names)
+    for name in names:
+        with Image.open(run / "evaluated" / name) as picture:
+            assert min(picture.size) > 300
+            assert np.ptp(np.asarray(picture.convert("L"))) > 100
+
+
 def test_tags_are_learned(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
     run = tmp_path / "run"
     fine_tune(alone, stage, run, "task.name=tagging", "data.label=tags", "zero.stage=3")
@@ -82,6 +91,7 @@ def test_tags_are_learned(tmp_path: Path, greys: Path, stage: Path, alone: Alone
     assert metrics["map_low"] <= metrics["map"] <= metrics["map_high"]
     assert metrics["samples"] == 64
     assert all(set(r["predictions"]) <= {"dark", "dim", "light"} for r in found)
+    assert_pictures(run, "examples.png", "attention.png")
     logged = records(run / "metrics.jsonl")
     assert logged[-1]["loss/tag"] < logged[0]["loss/tag"]
 
@@ -95,6 +105,7 @@ def test_ratings_are_learned_in_their_own_unit(tmp_path: Path, greys: Path, stag
     assert metrics["pearson"] > 0.9
     assert metrics["spearman"] > 0.9
     assert {r["target"] for r in found} == {10 + (16 * i + 4) / 20 for i in range(16)}
+    assert_pictures(run, "scatter.png")
     with pytest.raises(
         ConfigError, match=r"^`task=tagging` needs a model with a tags head; this one was trained without\. It was trained for"
     ):
@@ -110,9 +121,7 @@ def test_answers_have_a_report_with_pictures(
     metrics, _, found = evaluate(run, "vqa", greys)
     assert {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "auroc", "ece"} < set(metrics)
     assert len(found) == 64
-    for name in ("confusion.png", "examples.png", "attention.png"):
-        with Image.open(run / "evaluated" / name) as picture:
-            assert min(picture.size) > 300
+    assert_pictures(run, "confusion.png", "examples.png", "attention.png")
     board = EventAccumulator(str(run / "evaluated"))
     board.Reload()
     assert set(board.Tags()["images"]) == {"vqa/attention", "vqa/confusion", "vqa/examples"}
@@ -139,7 +148,7 @@ def test_answers_are_learned_and_written(tmp_path: Path, greys: Path, stage: Pat
     whole, _, found = evaluate(run, "answering", greys, "batch=10")
     assert whole["vqa_accuracy"] > 0.9
     assert {r["prediction"] for r in found} == {"above", "left"}
-    assert (run / "evaluated" / "examples.png").read_bytes().startswith(b"\x89PNG")
+    assert_pictures(run, "examples.png", "attention.png")
     seen: list[int] = []
     predict = Answering.predict
 
