@@ -150,12 +150,18 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
         text=trained.data.text if command.text else None,
         caption=trained.data.caption or "caption",
     )
-    # the task alone decides which streams a batch has
+    masked = trained.objectives.masked_image
+    need(
+        not kind.masks or masked.weight > 0 or (own is not None and own.masks),
+        f"`task={command.task}` needs a model that has learned to guess hidden patches; this one has not. Train with "
+        f"task.name={command.task} or objectives.masked_image.weight=1.",
+    )
+    # the task alone decides which streams a batch has; how much was hidden in training stays known
     options = trained.task.options if trained.task is not None else {}
     listed = trained.task is not None and trained.task.answers == "listed" and not command.free
     chosen = {name: getattr(command, name) for name in DECODING}
     task = TaskConfig(name=command.task, **chosen, answers="listed" if listed else "free", options=options)
-    return replace(trained, data=data, objectives=ObjectivesConfig(), task=task)
+    return replace(trained, data=data, objectives=ObjectivesConfig(masked_image=replace(masked, weight=0.0)), task=task)
 
 
 def predict_records(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from shards.configfile import need
 
-TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning", "answering", "reasoning")
+TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning", "answering", "reasoning", "anomaly")
 """Tasks that come with mmscale: each is a file of that name in mmscale/tasks."""
 OBJECTIVES = ("contrastive", "matching", "masked_language", "captioning", "masked_image")
 """Keys of `ObjectivesConfig`."""

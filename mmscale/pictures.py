@@ -177,6 +177,45 @@ def draw_scatter(target_N: NDArray[np.float64], prediction_N: NDArray[np.float64
     figure.savefig(path, dpi=120)
 
 
+def draw_anomalies(records: Sequence[Record], dataset: ShardDataset, path: Path, *, columns: int = 8) -> None:
+    """Draw how scores are spread, above the samples that score most and least.
+
+    Args:
+        records: with `score`, and `anomaly`: true, false or None.
+        dataset: the data set that the records' positions refer to.
+        path: the PNG to write.
+        columns: samples a row.
+    """
+    from matplotlib.figure import Figure
+
+    ranked = sorted((r for r in records if np.isfinite(r["score"])), key=lambda r: -r["score"])
+    figure = Figure(figsize=(1.4 * columns, 6.4), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1.0, 1.25])
+    upper, lower = halves
+    axis = upper.subplots()
+    kinds = {"normal": (False, _RIGHT), "anomaly": (True, _WRONG), "not known": (None, _OTHER)}
+    scores = {name: [r["score"] for r in ranked if r["anomaly"] is kind] for name, (kind, _) in kinds.items()}
+    bins = np.histogram_bin_edges([r["score"] for r in ranked], 40)
+    for name, (_, colour) in kinds.items():
+        if scores[name]:
+            axis.hist(scores[name], bins, color=colour, alpha=0.6, label=f"{name} ({len(scores[name]):,})")
+    if ranked:
+        axis.legend(fontsize=8)
+    axis.set(xlabel="score: mean error of hidden patches", ylabel="samples")
+    grid = lower.subplots(2, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.axis("off")
+    for chosen, axes in ((ranked[:columns], grid[0]), (ranked[: -columns - 1 : -1], grid[1])):
+        for record, axis in zip(chosen, axes, strict=False):
+            axis.axis("on")
+            colour = {True: _WRONG, False: _RIGHT, None: _OTHER}[record["anomaly"]]
+            _draw_image(axis, dataset[record["position"]].image, colour, 2.5)
+            axis.set_title(textwrap.shorten(_plain(str(record["key"])), 18, placeholder="..."), fontsize=6)
+            axis.set_xlabel(f"{record['score']:.3g}", fontsize=7.5, color=_FAINT, labelpad=3)
+    lower.suptitle("The highest scores (above) and the lowest ones (below); green: normal, red: anomaly", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
 def draw_attention(
     records: Sequence[Record],
     maps: Mapping[int, NDArray[np.float32]],

@@ -70,7 +70,7 @@ class StreamPlan:
             raise ConfigError(
                 f"`task.name={task.name}` has nothing to predict from: `data.image` is false and `data.text` is null. Give it one of them."
             )
-        masks_patches = training and pictures.weight > 0
+        masks_patches = training and (pictures.weight > 0 or (task is not None and task.masks))
         return cls(
             image=config.data.image,
             caption=config.data.caption if needs_caption else None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmscale.data.batch import Batch
 from mmscale.model.state import State
@@ -17,13 +18,15 @@ from mmscale.objectives.base import Term
 if TYPE_CHECKING:
     from mmscale.model.model import MMScaleModel
 
+Target = Literal["pixels", "features"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedImage:
     """Error of hidden patches, a mean over them: squared error of normalised pixels, or 1 - cosine of features."""
 
     weight: float
-    target: Literal["pixels", "features"] = "pixels"
+    target: Target = "pixels"
     name: str = "masked_image"
 
     def wants(self) -> dict[str, Any]:
@@ -41,8 +44,18 @@ class MaskedImage:
         """Sum over hidden patches."""
         total = state.zero
         for prediction_RC, target_RC in state.patches:
-            if self.target == "features":
-                total = total + (1 - F.cosine_similarity(prediction_RC, target_RC, dim=-1)).sum()
-            else:
-                total = total + (prediction_RC - target_RC).square().sum() / prediction_RC.shape[-1]
+            total = total + patch_errors(self.target, prediction_RC, target_RC).sum()
         return Term(total)
+
+
+def patch_errors(target: Target, prediction_RC: Tensor, target_RC: Tensor) -> Tensor:
+    """Error of each hidden patch (R,): the mean over its C numbers of the squared error, or 1 - cosine.
+
+    Args:
+        target: what is predicted.
+        prediction_RC: what the model says of hidden patches.
+        target_RC: what is there.
+    """
+    if target == "features":
+        return 1 - F.cosine_similarity(prediction_RC, target_RC, dim=-1)
+    return (prediction_RC - target_RC).square().mean(-1)

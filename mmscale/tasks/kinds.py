@@ -38,6 +38,8 @@ class TaskKind:
     """Whether it writes captions: all of them enter the fusion layers."""
     text: bool = False
     """Whether it reads the bidirectional text, `data.text`."""
+    masks: bool = False
+    """Whether it learns from hidden patches, `objectives.masked_image.mask` of them."""
     head: str | None = None
     """Name of the model's head that it trains and reads; kinds of one head can be evaluated for one another. None: it needs none."""
     outputs: Callable[[Facts], int] | None = None

@@ -112,6 +112,34 @@ def test_ratings_are_learned_in_their_own_unit(tmp_path: Path, greys: Path, stag
         evaluate(run, "tagging", greys)
 
 
+def striped(index: int, odd: bool) -> dict[str, bytes]:
+    """Upright stripes of two greys; an odd one has a square of other stripes, lying across."""
+    draw = np.random.default_rng(index)
+    dark, bright = draw.integers(0, 100), draw.integers(150, 256)
+    upright = np.where((np.arange(16) + draw.integers(4)) // 2 % 2, dark, bright)[None].repeat(16, 0)
+    if odd:
+        upright[4:12, 4:12] = upright.T[4:12, 4:12]
+    stream = io.BytesIO()
+    Image.fromarray(upright[..., None].repeat(3, 2).astype(np.uint8)).save(stream, "PNG")
+    return {"png": stream.getvalue(), "json": json.dumps({"odd": odd}).encode()}
+
+
+def test_what_is_odd_is_found_by_who_has_seen_the_normal_alone(tmp_path: Path, stage: Path, alone: Alone) -> None:
+    run, normal = tmp_path / "run", write(tmp_path / "normal", lambda index: striped(index, False), (128,))
+    tokenizer_folder(normal / "tokenizer")
+    both = write(tmp_path / "both", lambda index: striped(1000 + index, index % 3 == 0), (60,))
+    words = ("task.name=anomaly", "data.label=odd", "objectives.masked_image.mask=0.5", "model.patch_size=4", "train.steps=250")
+    fine_tune(alone, stage, run, f"data.shards={normal}", *words)
+    metrics, _, found = evaluate(run, "anomaly", both)
+    assert metrics["auroc"] > 0.95
+    assert metrics["auroc_low"] <= metrics["auroc"] <= metrics["auroc_high"]
+    assert (metrics["anomalies"], metrics["samples"]) == (20, 60)
+    assert_pictures(run, "anomalies.png")
+    again, _, rest = evaluate(run, "anomaly", both, "batch=7")
+    assert again["auroc"] == pytest.approx(metrics["auroc"], abs=0.01)
+    assert [r["score"] for r in rest] == pytest.approx([r["score"] for r in found], rel=1e-4)
+
+
 def test_answers_have_a_report_with_pictures(
     tmp_path: Path, greys: Path, stage: Path, alone: Alone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +264,7 @@ def test_a_task_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monke
 
 
 def test_a_name_that_is_no_task() -> None:
-    said = r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning, answering, reasoning; a task of"
+    said = r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning, answering, reasoning, anomaly; a task"
     with pytest.raises(ConfigError, match=rf"^`task=counting` {said}"):
         evaluation_config(stage_config(Path("x")), configfile.build(EvaluateCommand, [("test", {"task": "counting", "data": "x"})]))
 
