@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmscale.tasks.classification import Classification, label_kind
+from mmscale.tasks.ranking import GROUP
 from mmscale.tasks.task import Metrics, Record
-
-GROUP = "group"
-"""Field of samples that are right together or not at all: pairs of one sentence. A sample without it is a group of its own."""
 
 
 class Reasoning(Classification):

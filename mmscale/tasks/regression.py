@@ -22,6 +22,7 @@ from mmscale.objectives.regress import Regress
 from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import target_field
 from mmscale.tasks.kinds import TaskKind
+from mmscale.tasks.ranking import GROUP, ranking_metrics
 from mmscale.tasks.task import NOTHING_SHOWN, Metrics, Record, Resampler, mean_of_resamples, record_of, shown_rows
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Regression:
         self.label = label
 
     def predict(self, model: MMScaleModel, batch: Batch, tokenizer: TextTokenizer) -> list[Record]:
-        """Predict the number of each sample that has one: `target` and `prediction` in the field's unit."""
+        """Predict the number of each sample that has one: `target` and `prediction` in the field's unit, and the sample's `group`."""
         facts = model.config.facts
         number_M = (model.classify(batch, "number").squeeze(1).double() * facts.std + facts.mean).tolist()
         shown = shown_rows(batch)
@@ -51,11 +52,15 @@ class Regression:
             if target is None:
                 continue
             found = {"target": target, "prediction": number_M[row]} if row in shown else {"left_out": NOTHING_SHOWN}
-            records.append(record_of(batch, row, **found))
+            group = {GROUP: fields[GROUP]} if fields.get(GROUP) is not None else {}
+            records.append(record_of(batch, row, **found, **group))
         return records
 
     def score(self, records: Sequence[Record]) -> Metrics:
-        """RMSE and MAE in the field's unit; Pearson's and Spearman's correlation; the RMSE of the samples' own mean for comparison."""
+        """RMSE and MAE in the field's unit; Pearson's and Spearman's correlation; the RMSE of the samples' own mean for comparison.
+
+        With groups also how well each is ranked, see `ranking_metrics`.
+        """
         from scipy.stats import pearsonr, spearmanr
 
         target_N, prediction_N = _arrays(records)
@@ -68,6 +73,7 @@ class Regression:
             "spearman": float(spearmanr(prediction_N, target_N).statistic) if correlated else None,
             "rmse_of_mean": float(target_N.std()),
             "samples": float(len(records)),
+            **ranking_metrics(records),
         }
 
     def resampler(self, records: Sequence[Record]) -> Resampler:

@@ -264,7 +264,9 @@ def test_a_task_of_ones_own_is_found_in_the_current_folder(tmp_path: Path, monke
 
 
 def test_a_name_that_is_no_task() -> None:
-    said = r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning, answering, reasoning, anomaly; a task"
+    said = (
+        r"names no task\. There are classification, vqa, tagging, regression, retrieval, captioning, answering, reasoning, anomaly; a task"
+    )
     with pytest.raises(ConfigError, match=rf"^`task=counting` {said}"):
         evaluation_config(stage_config(Path("x")), configfile.build(EvaluateCommand, [("test", {"task": "counting", "data": "x"})]))
 
