@@ -22,7 +22,7 @@ from mmscale.arithmetic import plan_batch
 from mmscale.checkpoint.find import committed, resolve
 from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
-from mmscale.data_config import mixture_sources
+from mmscale.data_config import mixture_sources, reads_no_words
 from mmscale.finding import Finding
 from shards.errors import MmscaleError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -206,7 +206,7 @@ def _data_set(check: str, place: str, subject: Subject | None) -> Iterator[Findi
         yield from _enough(place, manifest, subject)
         yield from read_rate(place, manifest, subject)
         tokenizer = Path(subject.config.data.tokenizer or folder / "tokenizer")
-        if not tokenizer.is_dir():
+        if not tokenizer.is_dir() and not reads_no_words(subject.config.data):
             fix = "Set data.tokenizer to a transformers tokenizer folder, or write the shards with tokenizer.kind=wordpiece."
             yield Finding(check="tokenizer", level="fail", what=f"there is no tokenizer at {tokenizer}", fix=fix)
 

@@ -79,6 +79,11 @@ class DataConfig:
     (train.seed, position). A mapping {step: part} gives the part from each step on. A modality that is not named is seen whole."""
 
 
+def reads_no_words(data: DataConfig) -> bool:
+    """Whether no text is read, so that no tokenizer is needed."""
+    return data.caption is None and data.text is None and data.prompt is None
+
+
 def keep_schedules(keep: Mapping[str, Any], modalities: Collection[str], global_batch: int) -> dict[str, Schedule]:
     """Read `data.keep` as a function of the position alone, so that a resumed run drops what the undisturbed one does.
 

@@ -57,7 +57,6 @@ def esc10_parts(place: Path, tuning: bool) -> list[Part]:
         place / "shards" / "all",
         *("source=folder", f"path={data_folder('esc10')}", r"folder.pattern=\d+ - (?P<class>[^/]+)/(?P<fold>[0-9])-.*"),
         *("caption.required=false", "audio.sample_rate=16000", "quarantine.max_fraction=0"),
-        *("tokenizer.kind=wordpiece", "tokenizer.fields=[class]"),
     )
     parts = []
     for fold in ESC10_FOLDS:

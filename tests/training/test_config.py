@@ -5,6 +5,7 @@ import pytest
 from mmscale.arithmetic import plan_batch
 from mmscale.assemble import find_tokenizer
 from mmscale.config import RunConfig, load_run_config
+from mmscale.data.tokenize import TextTokenizer
 from shards import configfile
 from shards.errors import ConfigError
 
@@ -152,3 +153,14 @@ def test_the_tokenizer_of_a_url_must_be_local(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`data\.tokenizer` must name a local folder when `data\.shards` is a URL\."):
         find_tokenizer(config, None)
     assert find_tokenizer(load(tmp_path, "data.shards=s3://bucket/pairs", "data.tokenizer=t"), None) == Path("t")
+
+
+def test_who_reads_no_words_needs_no_tokenizer(tmp_path: Path) -> None:
+    wordless = ("data.caption=null", "data.text=null")
+    for place in ("s3://bucket/clips", str(tmp_path)):
+        folder = find_tokenizer(load(tmp_path, f"data.shards={place}", *wordless), None)
+        tokenizer = TextTokenizer(folder)
+        assert (tokenizer.vocab_size, tokenizer.pad, tokenizer.begin, tokenizer.end, tokenizer.mask) == (5, 0, 2, 3, 4)
+    assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", "data.text=null"), None) == tmp_path / "tokenizer"
+    (tmp_path / "tokenizer").mkdir()
+    assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", *wordless), None) == tmp_path / "tokenizer"
