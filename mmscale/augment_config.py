@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shards.configfile import need
 
-SOUND = ("roll", "gain", "pitch", "time_mask", "frequency_mask")
+SOUND = ("roll", "gain", "time_mask", "frequency_mask")
 """Keys that change sound."""
 MIXES = ("mixup", "cutmix")
 """Keys that make one sample of two."""
@@ -42,8 +42,6 @@ class AugmentConfig:
     """Sound: moved in time by at most such a part of its length each way, in a circle; 0.5 is to any place."""
     gain: float = 0.0
     """Sound: largest change of loudness in decibels, 6 for +-6 dB."""
-    pitch: float = 0.0
-    """Sound: its spectrogram is moved up or down by at most such a part of the mel bands, 0.05 for 6 of 128."""
     time_mask: float = 0.0
     """Sound: two stretches of the spectrogram, each at most such a part of its time, become its mean (Park et al. 2019, SpecAugment)."""
     frequency_mask: float = 0.0
@@ -69,7 +67,7 @@ class AugmentConfig:
                 words is None or len({word.casefold() for word in words}) == len(words) == count,
                 f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
             )
-        for key, most in (("roll", 0.5), ("pitch", 0.5), ("time_mask", 1.0), ("frequency_mask", 1.0), ("word_mask", 1.0)):
+        for key, most in (("roll", 0.5), ("time_mask", 1.0), ("frequency_mask", 1.0), ("word_mask", 1.0)):
             value = getattr(self, key)
             need(0 <= value <= most, f"`data.augment.{key}` is a part, from 0 to {most:g}; got {value:g}.")
         for key in ("gain", *MIXES):

@@ -1,9 +1,8 @@
-"""Augmentation of sound: moved in time and in pitch, louder or softer, and with stretches of its spectrogram hidden.
+"""Augmentation of sound: moved in time, louder or softer, and with stretches of its spectrogram hidden.
 
 Shape letters: N samples, T frames, B mel bands.
 
-Sources: Park et al. 2019 (SpecAugment), section 2: masks of time and of frequency, here of the spectrogram's own mean; Salamon and Bello
-2017, section 2.3: sounds of other pitch, here by mel bands, on whose scale a factor of frequency is a step where it is logarithmic.
+Source: Park et al. 2019 (SpecAugment), section 2: masks of time and of frequency, here of the spectrogram's own mean.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from mmscale.augment_config import AugmentConfig
 Floats = NDArray[np.float32]
 MASKS = 2
 """Stretches hidden of either axis, as in SpecAugment's policies LD and SM."""
-DRAWS = 3 + 4 * MASKS
-"""Numbers a sound takes: where it begins, how loud it is, then the width and place of each mask of time, of each of frequency; its pitch."""
+DRAWS = 2 + 4 * MASKS
+"""Numbers a sound takes: where it begins, how loud it is, then the width and place of each mask of time, of each of frequency."""
 
 
 def apply_to_wave(wave_N: Floats, config: AugmentConfig, draws: NDArray[np.float64]) -> Floats:
@@ -36,33 +35,21 @@ def apply_to_wave(wave_N: Floats, config: AugmentConfig, draws: NDArray[np.float
 
 
 def apply_to_spectrum(heard_TB: Floats, config: AugmentConfig, draws: NDArray[np.float64]) -> Floats:
-    """Move a log-mel spectrogram along its bands, and hide stretches of it: what is hidden becomes the mean.
+    """Hide stretches of a log-mel spectrogram: what is hidden becomes the mean.
 
     Args:
         heard_TB: frames by bands.
         config: which changes, and how strong.
         draws: (DRAWS,) numbers in (0, 1).
     """
-    if config.pitch > 0:
-        heard_TB = _moved(heard_TB, round((2 * draws[2 + 4 * MASKS] - 1) * config.pitch * heard_TB.shape[1]))
     if not (config.time_mask or config.frequency_mask):
         return heard_TB
     hidden_TB, mean = heard_TB.copy(), heard_TB.mean()
-    times, bands = draws[2 : 2 + 2 * MASKS], draws[2 + 2 * MASKS : 2 + 4 * MASKS]
+    times, bands = draws[2 : 2 + 2 * MASKS], draws[2 + 2 * MASKS :]
     for mask in range(MASKS):
         hidden_TB[_stretch(len(heard_TB), config.time_mask, *times[2 * mask : 2 * mask + 2])] = mean
         hidden_TB[:, _stretch(heard_TB.shape[1], config.frequency_mask, *bands[2 * mask : 2 * mask + 2])] = mean
     return hidden_TB
-
-
-def _moved(heard_TB: Floats, bands: int) -> Floats:
-    """Up by so many bands, or down; the bands that come in have the spectrogram's least value."""
-    moved_TB = np.full_like(heard_TB, heard_TB.min())
-    if bands >= 0:
-        moved_TB[:, bands:] = heard_TB[:, : heard_TB.shape[1] - bands]
-    else:
-        moved_TB[:, :bands] = heard_TB[:, -bands:]
-    return moved_TB
 
 
 def _stretch(length: int, most: float, wide: float, place: float) -> slice:
