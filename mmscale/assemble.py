@@ -176,7 +176,7 @@ def run_state(
     plain = configfile.to_plain(run.config)
     # a key at its default is left out where older checkpoints do not know it
     defaults = configfile.to_plain(ModelConfig())
-    unset = {key: defaults[key] for key in ("positions", "rotary_base", "modalities")}
+    unset = {key: defaults[key] for key in ("positions", "rotary_base", "modalities", "head_pooling")}
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
     model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
     model["text"] = {k: v for k, v in model["text"].items() if k != "table_std" or v != defaults["text"][k]}

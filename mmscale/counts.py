@@ -86,16 +86,20 @@ class Counts:
     """Numbers that they predict: values of patches, or features."""
     alone: int
     """Perception rows of the task heads."""
+    all_words: int = 0
+    """Text rows that task heads pool."""
+    all_items: int = 0
+    """Perception rows that they pool."""
 
     @property
     def read_items(self) -> int:
         """Perception rows that go on after the last layer's attention."""
-        return self.patches + self.alone
+        return self.patches + self.alone + self.all_items
 
     @property
     def read_texts(self) -> int:
         """Text rows that do."""
-        return self.words + self.pooled
+        return self.words + self.pooled + self.all_words
 
     @property
     def perceived(self) -> int:
@@ -145,6 +149,7 @@ def count(config: MMScaleConfig, batch: Batch, wanted: Wanted, modalities: Mappi
     causal = [np.full(len(lead), index == 0) for index, lead in enumerate(lead_S)]
     words = _labels(batch.caption, fuse[0]) + (_labels(batch.text, fuse[1]) if wanted.masked_language else 0)
     pooled = wanted.matching or wanted.classify
+    concat = wanted.classify and config.head_pooling == "concat"
     texts = np.concatenate([caption_S, text_S])
     causal_S = (np.arange(len(texts)) < len(caption_S)) & (config.text_tower.captions == "causal")
     return Counts(
@@ -162,6 +167,8 @@ def count(config: MMScaleConfig, batch: Batch, wanted: Wanted, modalities: Mappi
         patches=sum(part.hidden for part in items),
         predicted=sum(part.hidden * (config.hidden_size if wanted.features else part.values) for part in items),
         alone=len(alone_S) if config.image_tower.leading_tokens else int(alone_S.sum()),
+        all_words=int(words_S[1].sum()) if concat else 0,
+        all_items=int(alone_S.sum()) if concat else 0,
     )
 
 

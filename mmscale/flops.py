@@ -96,6 +96,7 @@ def _heads(config: MMScaleConfig, counts: Counts) -> float:
     """Similarities count those within the micro-batch; those with other ranks are left out."""
     d, wanted = config.hidden_size, counts.wanted
     similarities = 2.0 * config.projection_size * counts.samples**2 * (wanted.contrastive + wanted.matching)
-    classes = counts.samples * wanted.classify * sum((config.heads or {}).values())
+    read = 3 if config.head_pooling == "concat" else 1
+    classes = counts.samples * wanted.classify * sum((config.heads or {}).values()) * read
     outputs = counts.words * config.vocab_size + counts.predicted + counts.pooled * wanted.matching + classes
     return similarities + 2.0 * d * outputs

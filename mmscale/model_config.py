@@ -107,6 +107,9 @@ class ModelConfig:
     modalities: dict[str, Any] = field(default_factory=dict)
     """What samples may have besides square images: name -> keys of a modality, such as {audio: {max_seconds: 5}}; `kind` says which. The
     name of a part (`audio` is configs/modality/audio.yaml) stands for its keys. `image` here means images in their own aspect ratio."""
+    head_pooling: Literal["first", "concat"] = "first"
+    """What a task's head reads of a text, or of images and sounds alone. first: the first token, as in BERT. concat: that beside the mean
+    and the largest of all tokens, feature by feature (Howard and Ruder 2018, ULMFiT, section 3.3)."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     init_text_from: str | None = None

@@ -31,6 +31,7 @@ SHAPE_KEYS = (
     "positions",
     "rotary_base",
     "modalities",
+    "head_pooling",
 )
 """Keys taken over from the `model` section of a stage file, besides its `text` and `image`."""
 
@@ -82,6 +83,7 @@ class MMScaleConfig(PreTrainedConfig):  # type: ignore[misc]
     positions: str = "learned"
     rotary_base: float = 10000.0
     modalities: dict[str, dict[str, Any]] | None = None
+    head_pooling: str = "first"
     vocab_size: int = 1000
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1

@@ -119,12 +119,18 @@ class OutputLinear(nn.Linear):
 
 
 class NormHead(nn.Module):
-    """Norm and linear map: matching (one logit), masked image, task heads."""
+    """Norm and linear map: matching (one logit), masked image, task heads.
 
-    def __init__(self, config: MMScaleConfig, outputs: int) -> None:
+    Args:
+        config: the model's shape.
+        outputs: numbers that it predicts.
+        concat: it reads three states that are normed already.
+    """
+
+    def __init__(self, config: MMScaleConfig, outputs: int, *, concat: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.linear = OutputLinear(config.hidden_size, outputs)
+        self.norm: nn.Module = nn.Identity() if concat else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.linear = OutputLinear((3 if concat else 1) * config.hidden_size, outputs)
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """Outputs in fp32, (R, C)."""

@@ -81,7 +81,8 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         self.pixel_head = NormHead(config, config.patch_values)
         self.patch_heads = nn.ModuleDict({name: NormHead(config, m.values) for name, m in others.items()})
         self.feature_head = NormHead(config, config.hidden_size)
-        self.task_heads = nn.ModuleDict({name: NormHead(config, outputs) for name, outputs in (config.heads or {}).items()})
+        concat = config.head_pooling == "concat"
+        self.task_heads = nn.ModuleDict({name: NormHead(config, outputs, concat=concat) for name, outputs in (config.heads or {}).items()})
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -105,7 +106,7 @@ class MMScaleModel(PreTrainedModel):  # type: ignore[misc]
         sizes = sizes_of(batch, wanted, self.config)
         seqs = arrange(listed, lower.text_offsets, percepts, self.config, lower.text_UD.dtype, sizes, self.backend)
         labels_U = torch.cat([batch.caption.labels_T, batch.text.labels_T])
-        rows = readout(seqs, labels_U, percepts, wanted)
+        rows = readout(seqs, labels_U, percepts, wanted, concat=self.config.head_pooling == "concat")
         perception_RD, text_RD = self.upper(lower, percepts, seqs, rows)
         return read_heads(self, batch, wanted, lower, (seqs, rows, percepts), (perception_RD, text_RD))
 

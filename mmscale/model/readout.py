@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmscale.data.batch import Batch
@@ -57,7 +58,7 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
     """
     seqs, rows, percepts = laid
     image_RD, text_RD = last
-    words_RD, first_RD, negative_RD = text_RD.tensor_split([sum(rows.sizes[:2]), sum(rows.sizes[:3])])
+    words_RD, first_RD, negative_RD, words_XD = text_RD.tensor_split([sum(rows.sizes[:n]) for n in (2, 3, 4)])
     loss_R, hits_R = model.language_head(words_RD, rows.labels)
     fused_rows = batch.text.rows_S[where(batch.text.fuse_S, lambda: batch.on_host.text.fuse_S)][: len(first_RD)]
     with_image = where(of_rows(percepts.rows_U, batch.size)[fused_rows] >= 0, lambda: _shown(batch.on_host)[: len(first_RD)])
@@ -65,10 +66,16 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
     match_RD = match_RD if wanted.matching else match_RD[:0]
     match_R = model.matching_head(match_RD).squeeze(1)
     alone = seqs.bounds[ALONE + 1] - seqs.bounds[ALONE]
-    patch_RD, alone_RD = image_RD.tensor_split([len(image_RD) - alone * percepts.standing])
+    hidden = sum(len(items.hidden_copy_R) for items in percepts.items)
+    patch_RD, alone_RD, units_XD = image_RD.tensor_split([hidden, hidden + alone * percepts.standing])
     alone_RD = alone_RD if percepts.items[0].leading else alone_RD.view(alone, percepts.standing, alone_RD.shape[1]).mean(1)
     patches, patch_outputs = _patches(model, batch, wanted, lower, percepts, patch_RD)
-    classes = _classes(model, batch, wanted, lower, percepts.rows_U, (fused_rows, first_RD, alone_RD))
+    caption_SD = lower.caption_SD
+    if model.config.head_pooling == "concat":
+        texts, units = rows.pooled or (None, None)
+        first_RD, alone_RD = concat_states(model, first_RD, words_XD, texts), concat_states(model, alone_RD, units_XD, units)
+        caption_SD = concat_states(model, caption_SD, caption_SD, None)
+    classes = _classes(model, batch, wanted, caption_SD, percepts.rows_U, (fused_rows, first_RD, alone_RD))
     zero = connected_zero(*lower.parts, lower.text_UD, lower.image_NE, lower.caption_SE, lower.scale, lower.bias, image_RD, text_RD)
     return State(
         image_embedding_NE=lower.image_NE,
@@ -85,6 +92,26 @@ def read_heads(model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, 
         class_logits_MC=classes,
         zero=zero + connected_zero(loss_R, match_R, *patch_outputs, *classes.values()),
     )
+
+
+def concat_states(model: MMScaleModel, first_RD: Tensor, tokens_XD: Tensor, lengths_R: Tensor | None) -> Tensor:
+    """What a task head reads with `head_pooling: concat`: normed states (R, 3 D) of the first token, the mean of all, the largest of all.
+
+    Source: Howard and Ruder 2018 (ULMFiT), section 3.3, concat pooling.
+
+    Args:
+        model: whose states they are.
+        first_RD: state of each sequence's first token.
+        tokens_XD: of all tokens, sequence by sequence.
+        lengths_R: tokens of each, at least one; None: the first token is all there is.
+    """
+    width, eps = first_RD.shape[1:], model.config.layer_norm_eps
+    first_RD = F.layer_norm(first_RD.float(), width, eps=eps)
+    if lengths_R is None or not len(first_RD):
+        return torch.cat([first_RD] * 3, dim=1)
+    tokens_XD = F.layer_norm(tokens_XD.float(), width, eps=eps)
+    pooled = [torch.segment_reduce(tokens_XD, kind, lengths=lengths_R, unsafe=True) for kind in ("mean", "max")]
+    return torch.cat([first_RD, *pooled], dim=1)
 
 
 def _shown(host: Batch) -> Tensor:
@@ -114,7 +141,7 @@ def _patches(
     predictions = torch.split(features_RC, [len(state_RD) for state_RD in states]) if wanted.features else heads
     with torch.no_grad():
         targets = _features(percepts, lower) if wanted.features else [_values(model, batch, items) for items in percepts.items]
-        targets = [torch.nn.functional.layer_norm(target_RC, target_RC.shape[-1:]) for target_RC in targets]
+        targets = [F.layer_norm(target_RC, target_RC.shape[-1:]) for target_RC in targets]
     return list(zip(predictions, targets, strict=True)), [*heads, features_RC]
 
 
@@ -139,7 +166,7 @@ def _values(model: MMScaleModel, batch: Batch, items: Items) -> Tensor:
 
 
 def _classes(
-    model: MMScaleModel, batch: Batch, wanted: Wanted, lower: Lower, rows_U: Tensor, pooled: tuple[Tensor, Tensor, Tensor]
+    model: MMScaleModel, batch: Batch, wanted: Wanted, caption_SD: Tensor, rows_U: Tensor, pooled: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, Tensor]:
     """Logits of the task heads: of the fused text's first token, else of the unit ([CLS] or the patches' mean), else the caption's end."""
     fused_rows, first_RD, alone_RD = pooled
@@ -153,5 +180,5 @@ def _classes(
     alone_rows = rows_U[where(~text[rows_U], lambda: of_rows(host.text.rows_S, size)[host.perception_rows_N] < 0)]
     captions = where(~(fused | image)[batch.caption.rows_S], lambda: _unfused(host))
     pooled_MD = by_row(first_RD, fused_rows, size) + by_row(alone_RD, alone_rows, size)
-    pooled_MD = pooled_MD + by_row(lower.caption_SD.index_select(0, captions), batch.caption.rows_S[captions], size)
+    pooled_MD = pooled_MD + by_row(caption_SD.index_select(0, captions), batch.caption.rows_S[captions], size)
     return {name: head(pooled_MD) for name, head in model.task_heads.items()}

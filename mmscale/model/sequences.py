@@ -77,6 +77,8 @@ class Sequences:
     """Buffer row of each sequence's first token, among the text rows; of no meaning without a text."""
     unit_S: Tensor
     """Unit of each sequence, -1 for none."""
+    lengths: list[Tensor]
+    """Tokens of each part in each sequence, then of its text."""
     bounds: list[int]
     """Sequences up to the end of each entry."""
     sizes: Sizes
@@ -236,7 +238,7 @@ def arrange(
     if sizes.spare:
         tokens_T = torch.where(sequence_T < bounds[-1], tokens_T, 0)
     first_text_row_S = first_rows.pop() - ends[-2]
-    return Sequences(gathers, tokens_T, first_rows, ends[:-1], first_text_row_S, unit_S, bounds, sizes, plan)
+    return Sequences(gathers, tokens_T, first_rows, ends[:-1], first_text_row_S, unit_S, lengths, bounds, sizes, plan)
 
 
 def _plan(
@@ -294,18 +296,20 @@ class Readout:
     """The rows of the upper stack that heads read, laid out one kind after the other."""
 
     part_rows: list[Tensor]
-    """Rows of each part: hidden patches of each modality, then those that stand for units alone, sorted by part."""
+    """Rows of each part: hidden patches of each modality, those that stand for units alone, all of units alone; sorted by part."""
     restore: Tensor | None
     """Index that puts the rows of all parts back into the order of their kinds; None where there is one part."""
     text_rows: Tensor
-    """Caption tokens with a label, masked tokens, first tokens of FUSED, first tokens of NEGATIVES."""
+    """Caption tokens with a label, masked tokens, first tokens of FUSED, first tokens of NEGATIVES, all tokens of FUSED."""
     sizes: list[int]
-    """Text rows of each of the four kinds."""
+    """Text rows of each of the five kinds."""
     labels: Tensor
     """Labels of the first two kinds."""
+    pooled: tuple[Tensor, Tensor] | None
+    """Tokens of each text of FUSED, and of each unit of ALONE, where task heads read all of them; None where they read one."""
 
 
-def readout(seqs: Sequences, labels_U: Tensor, percepts: Percepts, wanted: Wanted) -> Readout:
+def readout(seqs: Sequences, labels_U: Tensor, percepts: Percepts, wanted: Wanted, *, concat: bool = False) -> Readout:
     """Find the rows that heads read.
 
     Args:
@@ -313,6 +317,7 @@ def readout(seqs: Sequences, labels_U: Tensor, percepts: Percepts, wanted: Wante
         labels_U: labels of the lower stack's text tokens.
         percepts: what the samples show.
         wanted: the objectives.
+        concat: task heads read all tokens of a text, or of a unit alone.
     """
     labels_T = labels_U[seqs.tokens_T]
     found = []
@@ -322,9 +327,13 @@ def readout(seqs: Sequences, labels_U: Tensor, percepts: Percepts, wanted: Wante
     first = [seqs.first_text_row_S[seqs.entry(FUSED)], seqs.first_text_row_S[seqs.entry(NEGATIVES)]]
     if not (wanted.matching or wanted.classify):
         first[0] = first[0][:0]
-    text = [*found, *first]
-    part_rows, restore = _by_part(torch.cat([*_patch_rows(seqs, percepts), _alone_rows(seqs, percepts)]), seqs.perception_rows)
-    return Readout(part_rows, restore, torch.cat(text), [len(t) for t in text], labels_T[torch.cat(found)])
+    pooled, units, words = None, labels_T[:0], seqs.text_rows(FUSED)
+    if concat and wanted.classify:
+        units, lengths = _all_rows(seqs, percepts)
+        pooled = (seqs.lengths[-1][seqs.entry(FUSED)], lengths)
+    text = [*found, *first, torch.arange(words.start, words.stop if pooled else words.start, device=labels_T.device)]
+    part_rows, restore = _by_part(torch.cat([*_patch_rows(seqs, percepts), _alone_rows(seqs, percepts), units]), seqs.perception_rows)
+    return Readout(part_rows, restore, torch.cat(text), [len(t) for t in text], labels_T[torch.cat(found)], pooled)
 
 
 def _patch_rows(seqs: Sequences, percepts: Percepts) -> list[Tensor]:
@@ -345,6 +354,22 @@ def _alone_rows(seqs: Sequences, percepts: Percepts) -> Tensor:
         return first if percepts.items[0].leading else (first[:, None] + torch.arange(percepts.standing, device=first.device)).flatten()
     part_S = percepts.part_U[seqs.unit_S[alone]]
     return torch.stack([first_S[alone] for first_S in seqs.first_rows]).gather(0, part_S[None]).squeeze(0)
+
+
+def _all_rows(seqs: Sequences, percepts: Percepts) -> tuple[Tensor, Tensor]:
+    """All perception rows of units alone, unit by unit, and how many each has."""
+    alone = seqs.entry(ALONE)
+    length = percepts.parts[0].length
+    if length is not None:  # nothing is ragged, and a device need not be waited for
+        first = seqs.first_rows[0][alone]
+        return (first[:, None] + torch.arange(length, device=first.device)).flatten(), torch.full_like(first, length)
+    rows, units = [], []
+    for first_S, length_S in zip(seqs.first_rows, seqs.lengths[:-1], strict=True):
+        unit, offset = walk(length_S[alone])
+        rows.append(first_S[alone][unit] + offset)
+        units.append(unit)
+    unit = torch.cat(units)
+    return torch.cat(rows)[unit.argsort(stable=True)], torch.stack([length_S[alone] for length_S in seqs.lengths[:-1]]).sum(0)
 
 
 def _by_part(rows: Tensor, ends: list[int]) -> tuple[list[Tensor], Tensor | None]:

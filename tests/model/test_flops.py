@@ -107,9 +107,10 @@ def test_those_with_negatives_are_counted_without_the_matrix(group: int | None, 
         {"text": {"hidden_size": 32, "num_heads": 1, "layers": 3}, "image": {"leading_tokens": 2}},
         {"text": {"captions": "bidirectional"}, "image": {"leading_tokens": 0, "pooling": "attention", "layers": 1}},
         {"image": {"convolution": True}, "text": {"convolution": True}},
+        {"head_pooling": "concat"},
     ],
 )
-def test_towers_of_other_shapes_are_counted(towers: dict[str, dict[str, Any]]) -> None:
+def test_towers_of_other_shapes_are_counted(towers: dict[str, Any]) -> None:
     model = tiny_model(hidden_size=64, **towers)
     rows = [Row(caption=r.caption, text=r.caption, label=r.label) for r in random_rows(6, longest=4)]
     batch, objectives = make_batch([*rows, Row(caption=None, text=None, label=1)]), all_objectives()

@@ -25,9 +25,9 @@ def total(model: MMScaleModel, batch, objectives) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("target", ["pixels", "features"])
-def test_every_parameter_gets_a_finite_gradient_whatever_the_batch_holds(mix: str, target: str) -> None:
-    model = tiny_model(dropout=0.1)
+@pytest.mark.parametrize(("target", "pooling"), [("pixels", "first"), ("features", "concat")])
+def test_every_parameter_gets_a_finite_gradient_whatever_the_batch_holds(mix: str, target: str, pooling: str) -> None:
+    model = tiny_model(dropout=0.1, head_pooling=pooling)
     terms = model(make_batch(MIXES[mix]), all_objectives(target=target))
     for term in terms.values():
         assert term.sum.dtype == torch.float32
@@ -47,12 +47,12 @@ def test_each_single_objective_reaches_every_parameter_of_every_layout(layers: t
         assert all(p.grad is not None for p in model.parameters()), objective.name
 
 
+@pytest.mark.parametrize("pooling", ["first", "concat"])
 @pytest.mark.parametrize("layers", [(0, 2), (2, 0), (2, 2)])
-def test_packed_equals_one_by_one_in_values_and_gradients(layers: tuple[int, int]) -> None:
+def test_packed_equals_one_by_one_in_values_and_gradients(layers: tuple[int, int], pooling: str) -> None:
     rows = [*random_rows(5), Row(caption=None, text=None, label=1), Row(image=False, label=0), Row(caption=None, label=2)]
     alone = [o for o in all_objectives() if o.name not in ("contrastive", "matching")]
-    packed = tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1])
-    single = tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1])
+    packed, single = (tiny_model(unimodal_layers=layers[0], fusion_layers=layers[1], head_pooling=pooling) for _ in range(2))
     terms = packed(make_batch(rows), alone)
     sum(t.sum for t in terms.values()).backward()
     sums = dict.fromkeys(terms, 0.0)
@@ -64,6 +64,22 @@ def test_packed_equals_one_by_one_in_values_and_gradients(layers: tuple[int, int
         assert terms[name].sum.item() == pytest.approx(value, rel=1e-5), name
     for (name, a), b in zip(packed.named_parameters(), single.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_head_of_all_tokens_by_hand() -> None:
+    """First, mean and largest of normed states; of a caption alone its end thrice; without fusion layers a head reads the lower ones."""
+    rows = [Row(False, caption=None, text=(5, 6, 7, 8)), Row(caption=None, text=None), Row(False, caption=(5, 6), text=None)]
+    model, batch = tiny_model(fusion_layers=0, head_pooling="concat").eval(), make_batch(rows, mask_images=False)
+    with torch.no_grad():
+        logits_MC, lower = model.classify(batch), model.lower(batch, model.lay_out(batch))
+        head = model.task_heads["label"]
+        texts_UD = lower.text_UD[len(batch.caption.ids_T) :]
+        for row, states_LD in ((0, texts_UD), (1, lower.parts[0])):
+            normed_LD = torch.nn.functional.layer_norm(states_LD, (32,), eps=model.config.layer_norm_eps)
+            expected = head(torch.cat([normed_LD[0], normed_LD.mean(0), normed_LD.amax(0)])[None])[0]
+            torch.testing.assert_close(logits_MC[row], expected, rtol=1e-5, atol=1e-5)
+        end = torch.nn.functional.layer_norm(lower.caption_SD, (32,), eps=model.config.layer_norm_eps)
+        torch.testing.assert_close(logits_MC[2], head(end.repeat(1, 3))[0], rtol=1e-5, atol=1e-5)
 
 
 def test_embeddings_packed_equal_one_by_one() -> None:

@@ -34,6 +34,9 @@ TOWERS = {
     "two leading tokens beside sound": {"modalities": MODALITIES, "image": {"leading_tokens": 2, "embedding_norm": True}, "text": NARROW},
     "convolution": {"modalities": MODALITIES, "image": {"convolution": True}, "text": {"convolution": True}},
     "convolution in their own shape": {"modalities": NATIVE, "image": {"convolution": True}},
+    "heads of all tokens": {"modalities": MODALITIES, "head_pooling": "concat"},
+    "heads of all tokens, two experts": {"modalities": NATIVE, "head_pooling": "concat"},
+    "heads of all patches": {"image": {"leading_tokens": 0, "pooling": "attention"}, "head_pooling": "concat"},
     "pooled": {"image": {"leading_tokens": 0, "pooling": "attention", "layers": 1}, "text": {"captions": "bidirectional"}},
 }
 
