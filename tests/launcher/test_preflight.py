@@ -227,6 +227,26 @@ def test_other_ranks_are_no_fault(site: Site) -> None:
     assert any("goes on from step 20 of 100; ranks 4 -> 2: losses go on to rounding" in f.what for f in site.findings())
 
 
+@pytest.mark.cluster
+def test_a_file_system_that_does_not_tell_its_size_is_not_taken_for_full(site: Site) -> None:
+    """ramfs says that it has 0 blocks."""
+    site.run.mkdir()
+    done = subprocess.run(["mount", "-t", "ramfs", "ramfs", str(site.run)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    site.held.callback(subprocess.run, ["umount", str(site.run)], check=True)
+    (disk,) = [finding for finding in site.findings() if finding.check == "disk"]
+    assert disk.level == "pass"
+    assert disk.what.endswith(f"GiB are to come, {site.run} does not tell what is free")
+
+
+def test_who_reads_no_words_needs_no_tokenizer(site: Site) -> None:
+    (site.shards / "tokenizer").rmdir()
+    assert [finding.check for finding in site.bad()] == ["tokenizer"]
+    site.words += ["data.caption=null", "data.text=null", "objectives.contrastive.weight=0", "objectives.masked_image.weight=1"]
+    assert site.bad() == []
+
+
 def plan_for(tmp_path: Path) -> LaunchPlan:
     config = load_run_config(write(tmp_path / "stage.yaml", f"run: {tmp_path / 'run'}\ndata: {{shards: x}}\ntask: {{name: vqa}}\n"))
     launcher = Launcher(machine=Machine(cores=8, accelerator="cpu"), environment={}, here=tmp_path, python="python", launch_id="ID", port=1)
