@@ -16,7 +16,7 @@ import json
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Few:
 def published(name: str, **few: Any) -> Few:
     """The stages of a published set's recipe, on its first part."""
     recipe = RECIPES[name]
-    pretraining, finetuning = (replace(stage, words=(*recipe.words, *stage.words)) for stage in recipe.stages)
+    pretraining, finetuning = recipe.stages
     return Few(part=lambda place: recipe.parts(place, False)[0], stages=(pretraining, finetuning), **few)
 
 

@@ -30,7 +30,7 @@ def measure(recipe: Recipe, part: Part, seed: int, folder: Path, words: list[str
     for stage in recipe.stages:
         run = folder / stage.name
         start = [f"init_from={list(runs.values())[-1]}"] if runs else []
-        given = [f"data.shards={part.train}", f"train.seed={seed}", *start, *recipe.words, *stage.words, *words]
+        given = [f"data.shards={part.train}", f"train.seed={seed}", *start, *stage.words, *words]
         seconds[stage.name] = train(stage.config, run, *given)
         runs[stage.name] = run
     metrics = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tables.commands import shards
@@ -46,8 +46,6 @@ class Recipe:
     published: dict[str, float]
     """Accuracy by method."""
     note: str
-    words: tuple[str, ...] = field(default=())
-    """Of every stage."""
 
 
 def esc10_parts(place: Path, tuning: bool) -> list[Part]:
@@ -104,10 +102,14 @@ def emojitwo_parts(place: Path, tuning: bool) -> list[Part]:
     return [Part(name="held-out", train=found["train"], test=found["test"])]
 
 
-SENTENCES = (
-    Stage(name="pretrain", config="configs/pretrain/sentences.yaml", words=("train.steps=4000",)),
-    Stage(name="classification", config="configs/finetune/sentences.yaml"),
-)
+def sentences(pretraining: int, finetuning: int) -> tuple[Stage, Stage]:
+    """Masked language, then classification, for so many steps."""
+    return (
+        Stage(name="pretrain", config="configs/pretrain/sentences.yaml", words=(f"train.steps={pretraining}",)),
+        Stage(name="classification", config="configs/finetune/sentences.yaml", words=(f"train.steps={finetuning}",)),
+    )
+
+
 RECIPES = {
     "esc-10": Recipe(
         parts=esc10_parts,
@@ -125,7 +127,7 @@ RECIPES = {
     ),
     "trec": Recipe(
         parts=trec_parts,
-        stages=SENTENCES,
+        stages=sentences(4000, 900),
         tasks={"classification": ("accuracy",)},
         published={
             "CNN, word vectors of word2vec (Kim 2014)": 0.928,
@@ -137,7 +139,7 @@ RECIPES = {
     ),
     "mr": Recipe(
         parts=mr_parts,
-        stages=SENTENCES,
+        stages=sentences(1500, 1500),
         tasks={"classification": ("accuracy",)},
         published={
             "CNN, word vectors of word2vec (Kim 2014)": 0.813,
@@ -146,7 +148,6 @@ RECIPES = {
         },
         note="Mean of ten folds of a fixed shuffle; vocabulary and masked-language pretraining of each from its own training part. "
         "The recipe is that of TREC with more steps.",
-        words=("train.steps=1500",),
     ),
     "emojitwo": Recipe(
         parts=emojitwo_parts,
