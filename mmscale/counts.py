@@ -86,6 +86,8 @@ class Counts:
     """Numbers that they predict: values of patches, or features."""
     alone: int
     """Perception rows of the task heads."""
+    stems: tuple[int, int] = (0, 0)
+    """Numbers that the convolutions before patch embeddings keep, and their multiplications."""
     all_words: int = 0
     """Text rows that task heads pool."""
     all_items: int = 0
@@ -122,6 +124,8 @@ class _Items:
     """Numbers in a patch."""
     multiplied: int
     """Numbers that the patch embedding multiplies."""
+    stem: tuple[int, int] = (0, 0)
+    """Numbers that the convolutions before it keep, and their multiplications."""
 
 
 def count(config: MMScaleConfig, batch: Batch, wanted: Wanted, modalities: Mapping[str, Modality] | None = None) -> Counts:
@@ -167,6 +171,7 @@ def count(config: MMScaleConfig, batch: Batch, wanted: Wanted, modalities: Mappi
         patches=sum(part.hidden for part in items),
         predicted=sum(part.hidden * (config.hidden_size if wanted.features else part.values) for part in items),
         alone=len(alone_S) if config.image_tower.leading_tokens else int(alone_S.sum()),
+        stems=(sum(part.stem[0] for part in items), sum(part.stem[1] for part in items)),
         all_words=int(words_S[1].sum()) if concat else 0,
         all_items=int(alone_S.sum()) if concat else 0,
     )
@@ -187,9 +192,11 @@ def _items(config: MMScaleConfig, batch: Batch, masked: bool, modalities: Mappin
             continue
         cells = modality.grid[1] ** 2 if modality.interpolated and config.positions == "learned" else 0
         lengths_S, hidden_S = _lengths(stream) + 1, _within(stream.mask_T, stream.cu_seqlens_S1) * masked
-        multiplied = len(stream.mask_T) * (modality.values + cells)
+        plane = modality.stem_plane
+        stem = (0, 0) if plane is None else (len(stream.mask_T) * plane.kept, len(stream.mask_T) * plane.products)
+        multiplied = len(stream.mask_T) * ((modality.values if plane is None else plane.values) + cells)
         expert, rows = experts.index(modality.expert), _array(stream.rows_S)
-        found.append(_Items(expert, rows, lengths_S, lengths_S[hidden_S > 0], int(hidden_S.sum()), modality.values, multiplied))
+        found.append(_Items(expert, rows, lengths_S, lengths_S[hidden_S > 0], int(hidden_S.sum()), modality.values, multiplied, stem))
     return found
 
 

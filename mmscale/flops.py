@@ -68,7 +68,7 @@ def forward_flops(config: MMScaleConfig, counts: Counts) -> float:
     if config.text_tower.convolution:
         total += 2.0 * SPAN * text.width * config.lower_layers("text") * texts.text_tokens
     total += config.lower_layers("text") * _layer(text, texts.text_tokens, texts.seen)
-    total += 2.0 * d * counts.values
+    total += 2.0 * d * counts.values + 2.0 * counts.stems[1]
     total += 2.0 * config.projection_size * (d * counts.perceiving + text.width * counts.captions)
     total += 2.0 * d * text.width * (texts.text_tokens + counts.captions) if text.width != d else 0.0
     total += _pool(config, counts)

@@ -173,7 +173,7 @@ def activations(shape: MMScaleConfig, counts: Counts, kernels: Kernels, recomput
     """Bytes that a forward of a micro-batch keeps for its backward."""
     d, w, texts, up = shape.hidden_size, kernels.width, counts.texts, counts.upper
     rows = counts.read_items + counts.read_texts
-    total = float(counts.values * w + texts.text_tokens * d * w)
+    total = float((counts.values + counts.stems[0]) * w + texts.text_tokens * d * w)
     total += counts.perceived * d * w  # the last lower layer's, which the projection reads
     total += sum(_plan(stack, kernels) + _angles(shape, stack) for stack in (*counts.perception, texts, up))
     total += sum(part.layers * _layer(shape, part, part.stack.tokens, kernels, recompute) for part in _parts(shape, counts))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.modalities.mel import Floats, log_mel, log_of, power_of
-from mmscale.modalities.modality import Change, Grid, Modality
+from mmscale.modalities.modality import Change, Grid, Modality, Plane
 from shards.configfile import need
 from shards.errors import SampleError
 from shards.sample import AUDIO_EXTENSIONS, Sample
@@ -43,6 +43,10 @@ class Audio(Modality):
     patch_frames: int | None = None
     """Frames of a patch; null for as many as bands. All bands and few frames (patch = mels) are whole spectra, one after another."""
 
+    stem: int = 0
+    """Channels of three convolutions within a patch before its embedding (Xiao et al. 2021), such as 8: a sound is then known at any pitch;
+    patch must be a multiple of 8 and its frames of 4. 0 for a linear embedding."""
+
     @property
     def values(self) -> int:
         """A rectangle of the spectrogram."""
@@ -59,9 +63,20 @@ class Audio(Modality):
             value = getattr(self, key)
             need(value is None or value > 0, f"`{where}.{key}` must be above 0; got {value}.")
         need(self.mels % self.patch == 0, f"`{where}.patch` must divide mels = {self.mels}; got {self.patch}.")
+        need(self.stem >= 0, f"`{where}.stem` must be above 0, or 0 for none; got {self.stem}.")
+        need(
+            not self.stem or (self.patch % 8 == 0 and self._frames % 4 == 0),
+            f"`{where}.stem` halves the bands of a patch three times and its frames twice: patch must be a multiple of 8 and "
+            f"patch_frames of 4; got {self.patch} and {self._frames}.",
+        )
         for key in ("window_ms", "hop_ms"):
             exact = self.sample_rate * getattr(self, key) / 1000
             need(exact >= 1 and exact == round(exact), f"`{where}.{key}` must be whole samples at {self.sample_rate} Hz; got {exact:g}.")
+
+    @property
+    def stem_plane(self) -> Plane | None:
+        """Bands by frames."""
+        return Plane(self.patch, self._frames, self.stem) if self.stem else None
 
     def read(self, sample: Sample, out_PC: NDArray[Any], change: Change) -> Grid | None:
         """Decode, augment, pad with silence to whole patches, cut along time, then along bands."""

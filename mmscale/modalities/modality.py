@@ -53,6 +53,38 @@ class Change:
         return heard_TB
 
 
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """How the values of a patch lie, and the channels of its stem."""
+
+    height: int
+    """A multiple of 8."""
+    width: int
+    """A multiple of 4."""
+    channels: int
+
+    @property
+    def values(self) -> int:
+        """Numbers that come out."""
+        return 2 * self.channels * (self.height // 8) * (self.width // 4)
+
+    @property
+    def _layers(self) -> list[tuple[int, int, int]]:
+        """Of each convolution: inputs times taps, channels out, places out."""
+        c, area = self.channels, self.height * self.width
+        return [(15, c, area // 4), (9 * c, 2 * c, area // 16), (18 * c, 2 * c, area // 32)]
+
+    @property
+    def products(self) -> int:
+        """Multiplications of a patch."""
+        return sum(taps * out * places for taps, out, places in self._layers)
+
+    @property
+    def kept(self) -> int:
+        """Numbers of a patch that backward needs: each convolution's result and its norm's, and what comes out."""
+        return sum(2 * out * places for _, out, places in self._layers) + self.values
+
+
 @dataclass(frozen=True, kw_only=True)
 class Modality:
     """One entry of `model.modalities`. A key that is null takes the `model` key of the same name."""
@@ -81,6 +113,11 @@ class Modality:
     def max_patches(self) -> int:
         """Most patches of an item, for which memory is held."""
         return math.prod(self.grid)
+
+    @property
+    def stem_plane(self) -> Plane | None:
+        """How a patch lies for the convolutions before its embedding; None for a linear embedding alone."""
+        return None
 
     @property
     def interpolated(self) -> bool:

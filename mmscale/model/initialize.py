@@ -39,6 +39,13 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
     elif isinstance(module, nn.LayerNorm):
         initialization.ones_(module.weight)
         initialization.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        _truncated(module.weight, 1 / math.sqrt(module.weight[0].numel()))
+        if module.bias is not None:
+            initialization.zeros_(module.bias)
+    elif isinstance(module, nn.GroupNorm):
+        initialization.ones_(module.weight)
+        initialization.zeros_(module.bias)
     elif isinstance(module, nn.RMSNorm):
         initialization.ones_(module.weight)
     elif isinstance(module, (ImageEmbedding, PatchEmbedding)):

@@ -13,16 +13,21 @@ from mmscale.data.batch import Batch, PatchStream
 from mmscale.modalities.modality import Modality
 from mmscale.model.configuration import MMScaleConfig
 from mmscale.model.embeddings import standardize
+from mmscale.model.patch_stem import PatchStem
 from mmscale.model.positions import stretched
 
 
 class PatchEmbedding(nn.Module):
-    """Linear patch embedding, a [CLS] token, a token for hidden patches, and a table of positions unless they are rotary."""
+    """Linear patch embedding, behind convolutions where the modality has a stem, a [CLS] token, a token for hidden patches, and a table of
+    positions unless they are rotary.
+    """
 
     def __init__(self, config: MMScaleConfig, modality: Modality) -> None:
         super().__init__()
         self.modality = modality
-        self.patch_weight = nn.Parameter(torch.empty(config.hidden_size, modality.values))
+        plane = modality.stem_plane
+        self.stem = None if plane is None else PatchStem(plane)
+        self.patch_weight = nn.Parameter(torch.empty(config.hidden_size, modality.values if plane is None else plane.values))
         self.patch_bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -45,7 +50,10 @@ class PatchEmbedding(nn.Module):
         if values_TC.dtype == torch.uint8:
             mean, std = self.modality.image_mean, self.modality.image_std  # type: ignore[attr-defined]
             values_TC = standardize(values_TC, mean, std, self.patch_weight.dtype)
-        x_TD = F.linear(values_TC.to(self.patch_weight.dtype), self.patch_weight, self.patch_bias).index_select(0, patches)
+        values_TC = values_TC.to(self.patch_weight.dtype)
+        if self.stem is not None:
+            values_TC = self.stem(values_TC)
+        x_TD = F.linear(values_TC, self.patch_weight, self.patch_bias).index_select(0, patches)
         x_TD = torch.where(hidden[:, None], self.mask_token[0], x_TD)
         cls_SD = self.cls_token[0].expand(len(items), -1)
         if self.positions is not None:

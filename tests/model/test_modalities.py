@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmscale.counts import count
 from mmscale.data.batch import Batch
 from mmscale.flops import forward_flops
+from mmscale.modalities.modality import Plane, build_modalities
 from mmscale.model import MMScaleModel, attention, packed
 from mmscale.model.attention import varlen_plan
 from mmscale.model.embeddings import resize_positions
 from mmscale.model.generate import generate
+from mmscale.model.patch_stem import PatchStem
 from mmscale.model.positions import rotation, stretched
 from mmscale.model.search import search
 from mmscale.model.sequences import Wanted
+from shards.errors import ConfigError
 from tests.model.checkpoints import started, vit
 from tests.model.streams import GRIDS, MODALITIES, NATIVE, ROWS, WORDS, one, stream, stream_batch
 from tests.model.test_attention import reference_varlen
@@ -34,6 +38,7 @@ TOWERS = {
     "two leading tokens beside sound": {"modalities": MODALITIES, "image": {"leading_tokens": 2, "embedding_norm": True}, "text": NARROW},
     "convolution": {"modalities": MODALITIES, "image": {"convolution": True}, "text": {"convolution": True}},
     "convolution in their own shape": {"modalities": NATIVE, "image": {"convolution": True}},
+    "convolutions in patches": {"modalities": {**MODALITIES, "audio": {**MODALITIES["audio"], "stem": 2}}},
     "heads of all tokens": {"modalities": MODALITIES, "head_pooling": "concat"},
     "heads of all tokens, two experts": {"modalities": NATIVE, "head_pooling": "concat"},
     "heads of all patches": {"image": {"leading_tokens": 0, "pooling": "attention"}, "head_pooling": "concat"},
@@ -311,6 +316,46 @@ def counted_near(model: MMScaleModel, batch: Batch, objectives) -> None:
     with torch.no_grad():
         theirs, _ = run(model, batch, objectives)
     assert mine == pytest.approx(theirs - 2 * model.config.projection_size * batch.size**2, rel=0.02)
+
+
+def test_a_stem_has_weights_and_gradients_though_nobody_sounds() -> None:
+    model = tiny_model(**TOWERS["convolutions in patches"])
+    rows = [Row(), Row(text=None)]
+    sum(losses(model, make_batch(rows), all_objectives()).values())
+    stem = {name: p for name, p in model.named_parameters() if ".stem." in name}
+    assert len(stem) == 12
+    for name, parameter in stem.items():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+    audio = build_modalities(model.config)["audio"]
+    assert audio.stem_plane is not None
+    assert model.patch_embeddings["audio"].patch_weight.shape == (32, audio.stem_plane.values) == (32, 2 * 2 * 1 * 2)
+
+
+def test_a_stem_by_hand() -> None:
+    """What it keeps, multiplies and gives is what its layers do; a patch is bands by frames."""
+    plane = Plane(16, 8, 3)
+    stem = PatchStem(plane)
+    seen: list[torch.Tensor] = []
+    for module in (*stem.convolutions, *stem.norms):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    patches = torch.randn(5, 16 * 8)
+    with FlopCounterMode(display=False) as counter:
+        out = stem(patches)
+    assert out.shape == (5, plane.values)
+    assert counter.get_total_flops() == 2 * 5 * plane.products
+    assert sum(x.numel() for x in seen) + out.numel() == 5 * plane.kept
+    convolution = stem.convolutions[0]
+    first = F.conv2d(patches.view(5, 1, 16, 8), convolution.weight, convolution.bias, stride=2, padding=(2, 1))
+    torch.testing.assert_close(seen[0], first)
+
+
+@pytest.mark.parametrize(
+    ("words", "got"), [({"stem": 4, "patch": 4}, "got 4 and 4"), ({"stem": 4, "patch": 8, "patch_frames": 6}, "8 and 6")]
+)
+def test_a_stem_needs_patches_that_can_be_halved(words: dict, got: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^`model\.modalities\.audio\.stem` halves the bands of a patch three times .* {got}\.$"):
+        tiny_model(modalities={"audio": {"mels": 16, "max_seconds": 0.4, **words}})
 
 
 def test_wanted_nothing_still_lays_out_items() -> None:
