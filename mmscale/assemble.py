@@ -29,7 +29,7 @@ from mmscale.engine import Trainee, build_engine
 from mmscale.guard import Gate
 from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel, mmscale_config
-from mmscale.model_config import ModelConfig, modernize
+from mmscale.model_config import modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
@@ -174,12 +174,7 @@ def run_state(
 ) -> RunState:
     """Describe the run as it stands, for its checkpoint."""
     plain = configfile.to_plain(run.config)
-    # a key at its default is left out where older checkpoints do not know it
-    defaults = configfile.to_plain(ModelConfig())
-    unset = {key: defaults[key] for key in ("positions", "rotary_base", "modalities", "head_pooling")}
     model = {k: v for k, v in plain["model"].items() if not k.startswith("init_") and k != "activation_checkpointing"}
-    model = {k: v for k, v in model.items() if k not in unset or v != unset[k]}
-    model["text"] = {k: v for k, v in model["text"].items() if k != "table_std" or v != defaults["text"][k]}
     if run.config.lora.rank:
         model["lora"] = plain["lora"]
     # a run goes on with the optimizer and the rates by depth that it was begun with

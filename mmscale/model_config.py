@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmscale.modalities.modality import build_modalities
+from mmscale.modalities.modality import all_keys_of, build_modalities
+from shards import configfile
 from shards.configfile import need
 
 
@@ -174,6 +175,17 @@ class ModelConfig:
             f"`model.init_image_from` starts images of model.{', model.'.join(other)}; model.modalities.image has its own. Leave "
             f"{', '.join(other)} out there.",
         )
+
+
+def all_keys(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key of a saved `model` section by its dotted name: one that its version did not know means its default."""
+    defaults = configfile.to_plain(ModelConfig())
+    found = {**defaults, **section}
+    for tower in ("text", "image"):
+        found |= {f"{tower}.{key}": value for key, value in {**defaults[tower], **found.pop(tower)}.items()}
+    for name, entry in found.pop("modalities").items():
+        found |= {f"modalities.{name}.{key}": value for key, value in all_keys_of(name, entry).items()}
+    return found
 
 
 def modernize(section: Mapping[str, Any]) -> dict[str, Any]:

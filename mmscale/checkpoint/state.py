@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmscale.errors import CheckpointError, TopologyError
+from mmscale.model_config import all_keys
 
 NAME = "run.json"
 _RESTORABLE = {
@@ -82,7 +83,7 @@ def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
         TopologyError: another compute type. Ranks, micro-batch and ZeRO stage may change.
     """
     start = f"The run's checkpoint {str(folder)!r} cannot be continued:"
-    if changed := _differences(saved.model, now.model):
+    if changed := _differences(all_keys(saved.model), all_keys(now.model)):
         raise CheckpointError(f"{start} it is of another model ({changed}). Restore the model's configuration, or use a new `run` folder.")
     if saved.data != now.data:
         raise CheckpointError(

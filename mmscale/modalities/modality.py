@@ -177,6 +177,17 @@ def experts_of(modalities: Mapping[str, Modality]) -> list[str]:
     return list(dict.fromkeys([PERCEPTION, *(m.expert for m in modalities.values())]))
 
 
+def all_keys_of(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `model.modalities` with the defaults of the keys that it leaves out; as it is where its class cannot be had."""
+    kind = str(entry.get("kind", name))
+    try:
+        fields = dataclasses.fields(_class_of(kind, name))
+    except ConfigError:
+        return dict(entry)
+    defaults = {f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in fields}
+    return {**defaults, **entry, "kind": kind}
+
+
 def _build(name: str, entry: Any, model: Any) -> Modality:
     where = f"model.modalities.{name}"
     need(isinstance(entry, Mapping), f"`{where}` must be a mapping such as {{kind: audio}}, or the name of a part; got {entry!r}.")
