@@ -206,7 +206,8 @@ def _data_set(check: str, place: str, subject: Subject | None) -> Iterator[Findi
         yield from _enough(place, manifest, subject)
         yield from read_rate(place, manifest, subject)
         tokenizer = Path(subject.config.data.tokenizer or folder / "tokenizer")
-        if not tokenizer.is_dir() and not reads_no_words(subject.config.data):
+        wanted = subject.config.data.tokenizer is not None or not reads_no_words(subject.config.data)
+        if wanted and not tokenizer.is_dir():
             fix = "Set data.tokenizer to a transformers tokenizer folder, or write the shards with tokenizer.kind=wordpiece."
             yield Finding(check="tokenizer", level="fail", what=f"there is no tokenizer at {tokenizer}", fix=fix)
 

@@ -17,12 +17,12 @@ from mmscale.checkpoint.copying import Copying
 from mmscale.checkpoint.find import resolve
 from mmscale.checkpoint.model_folder import init_from, tokenizer_of
 from mmscale.checkpoint.state import RunState, read_state
-from mmscale.config import CONFIGS, RunConfig
+from mmscale.config import RunConfig
 from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.sources import open_training_data
 from mmscale.data.targets import Facts
-from mmscale.data.tokenize import TextTokenizer
+from mmscale.data.tokenize import WORDLESS, TextTokenizer, is_wordless
 from mmscale.data_config import mixture_sources, reads_no_words
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
@@ -38,9 +38,6 @@ from mmscale.world import World, resolve_precision
 from shards import configfile
 from shards.errors import ConfigError
 from shards.store.place import is_url
-
-WORDLESS = CONFIGS / "tokenizer" / "wordless"
-"""A tokenizer of special tokens alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,18 +128,20 @@ def checkpoint_config(folder: Path) -> RunConfig:
 def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
     """Choose the tokenizer: the named one, else that of the checkpoint to start from, else that of the (first) shards.
 
-    A stage that reads no words needs none: without one it has `WORDLESS`, of the special tokens alone.
+    A stage that reads no words needs none: without one it has `WORDLESS`, of the special tokens alone. One that reads words and starts from
+    such a stage has that of its shards.
 
     Raises:
         ConfigError: only the shards could have one, and they lie behind a URL.
     """
     if config.data.tokenizer is not None:
         return Path(config.data.tokenizer)
-    if origin is not None and tokenizer_of(origin).is_dir():
+    wordless = reads_no_words(config.data)
+    if origin is not None and tokenizer_of(origin).is_dir() and (wordless or not is_wordless(tokenizer_of(origin))):
         return tokenizer_of(origin)
     sources = mixture_sources(config.data)
     place = sources[0].path if sources else config.data.shards
-    if reads_no_words(config.data) and (is_url(place) or not (Path(place) / "tokenizer").is_dir()):
+    if wordless and (is_url(place) or not (Path(place) / "tokenizer").is_dir()):
         return WORDLESS
     if is_url(place):
         raise ConfigError("`data.tokenizer` must name a local folder when `data.shards` is a URL. Copy the data set's tokenizer/ once.")

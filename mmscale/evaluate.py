@@ -26,6 +26,7 @@ from mmscale.data.collate import Collator
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.loader import evaluation_batches
 from mmscale.data.tokenize import TextTokenizer
+from mmscale.data_config import reads_no_words
 from mmscale.model import MMScaleModel
 from mmscale.objectives_config import DECODING, ObjectivesConfig, TaskConfig, check_decoding
 from mmscale.run_folder import replace_file
@@ -75,6 +76,8 @@ class EvaluateCommand:
     """Tasks with a head: feed the text; false is the image-only control of a model trained that way."""
     out: str | None = None
     """Folder for report.json, predictions.jsonl and pictures; null is evaluations/TASK beside the checkpoint's run."""
+    label: str | None = None
+    """Json field of the target where it is another one than in training, such as what says that a sample is an anomaly; null: as it was."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -141,9 +144,16 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
         f"`rerank={command.rerank}` orders candidates by the matching head, which this model was not trained with. Train with "
         "objectives.matching.weight=1 beside the task retrieval, or set rerank=0.",
     )
+    need(
+        not kind.caption or not reads_no_words(trained.data),
+        f"`task={command.task}` needs a model that has read captions; this one was trained without words.",
+    )
+    # what another task was to learn says nothing of anomalies
+    same = not kind.masks or (own is not None and own.masks)
     data = replace(
         trained.data,
         shards=command.data,
+        label=command.label or (trained.data.label if same else None),
         temperature=1.0,
         weights_from={},
         image=trained.data.image and command.image,

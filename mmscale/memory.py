@@ -313,6 +313,9 @@ def _heads(shape: MMScaleConfig, counts: Counts, kernels: Kernels) -> float:
     logits = counts.words * shape.vocab_size
     total = counts.words * (2 * d * w + 20) + (4 * logits if logits <= logits_at_once(kernels.device) else 0)
     total += counts.patches * 2 * d * w + 4 * counts.predicted
+    if shape.head_pooling == "concat":  # in fp32: the states, their norm, which token is the largest
+        pooled = counts.all_words + counts.all_items
+        total += pooled * (8 * d + 8) + counts.samples * 3 * d * 4
     embedded = counts.perceiving + counts.captions
     total += (counts.pooled + embedded) * 2 * d * w + embedded * 8 * shape.projection_size
     return float(total)

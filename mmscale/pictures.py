@@ -209,11 +209,24 @@ def draw_anomalies(records: Sequence[Record], dataset: ShardDataset, path: Path,
         for record, axis in zip(chosen, axes, strict=False):
             axis.axis("on")
             colour = {True: _WRONG, False: _RIGHT, None: _OTHER}[record["anomaly"]]
-            _draw_image(axis, dataset[record["position"]].image, colour, 2.5)
+            _draw_scored(axis, record, dataset[record["position"]].image, colour)
             axis.set_title(textwrap.shorten(_plain(str(record["key"])), 18, placeholder="..."), fontsize=6)
             axis.set_xlabel(f"{record['score']:.3g}", fontsize=7.5, color=_FAINT, labelpad=3)
     lower.suptitle("The highest scores (above) and the lowest ones (below); green: normal, red: anomaly", fontsize=9)
     figure.savefig(path, dpi=120)
+
+
+def _draw_scored(axis: Any, record: Record, image: Any, colour: str) -> None:
+    """An image, else the scores along time."""
+    curves = record.get("by_time", {}) if image is None else {}
+    for name, means in curves.items():
+        axis.plot(np.linspace(0, 1, len(means)), means, linewidth=0.9, label=name)
+    _draw_image(axis, image, colour, 2.5)
+    if curves:
+        axis.set_ylim(0, None)
+        axis.legend(fontsize=5, loc="upper right")
+    elif image is None:
+        axis.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=7, color=_FAINT, transform=axis.transAxes)
 
 
 def draw_attention(

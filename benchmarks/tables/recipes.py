@@ -147,7 +147,7 @@ RECIPES = {
             "CNN from scratch, its public reproduction": 0.759,
         },
         note="Mean of ten folds of a fixed shuffle; vocabulary and masked-language pretraining of each from its own training part. "
-        "The recipe is that of TREC with more steps.",
+        "The recipe is that of TREC with 1,500 steps of either.",
     ),
     "emojitwo": Recipe(
         parts=emojitwo_parts,

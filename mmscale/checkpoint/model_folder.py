@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mmscale.checkpoint.pieces import AVERAGE, BUFFER, FROZEN, MASTER
 from mmscale.checkpoint.reader import StateReader
 from mmscale.checkpoint.state import read_state
+from mmscale.data.tokenize import is_wordless
 from mmscale.errors import CheckpointError
 from mmscale.lora import adapter_of, merged, merged_name
 from mmscale.model import MMScaleConfig, MMScaleModel
@@ -131,7 +132,7 @@ class InitReport:
 
 
 def init_from(model: PreTrainedModel, checkpoint: Path) -> InitReport:
-    """Start a model from a checkpoint's weights; heads may differ, the stack may not.
+    """Start a model from a checkpoint's weights; heads may differ, the stack may not, and words where the checkpoint has read none.
 
     Raises:
         CheckpointError: no weights, tensors of another shape, or weights that were trained to be used otherwise.
@@ -139,7 +140,10 @@ def init_from(model: PreTrainedModel, checkpoint: Path) -> InitReport:
     saved = dict(model_weights(StateReader(checkpoint)))
     own = dict(model.state_dict())
     shared = {n: v for n, v in saved.items() if n in own and own[n].shape == v.shape}
-    wrong = [n for n in saved if n in own and n not in shared and not n.startswith("task_heads.")]
+    theirs = json.loads((checkpoint / MODEL / "config.json").read_text(encoding="utf-8"))
+    without_words = theirs["vocab_size"] if is_wordless(tokenizer_of(checkpoint)) else None  # its tables of words are empty
+    words = {n for n, v in saved.items() if n in own and v.shape[:1] == (without_words,) and v.shape[1:] == own[n].shape[1:]}
+    wrong = [n for n in saved if n in own and n not in shared and n not in words and not n.startswith("task_heads.")]
     if wrong:
         name = wrong[0]
         raise CheckpointError(
@@ -151,7 +155,6 @@ def init_from(model: PreTrainedModel, checkpoint: Path) -> InitReport:
         raise CheckpointError(
             f"`init_from`: {str(checkpoint)!r} is of another model: {len(stack)} of {len(own)} tensors, such as {stack[0]}, are not in it."
         )
-    theirs = json.loads((checkpoint / MODEL / "config.json").read_text(encoding="utf-8"))
     ours = json.loads(model.config.to_json_string(use_diff=False))
     for key in _UNSEEN_IN_SHAPES:
         before, now = (_look_up(config, key) for config in (theirs, ours))

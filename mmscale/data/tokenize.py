@@ -15,6 +15,18 @@ from tokenizers import Tokenizer
 from shards.errors import ConfigError
 
 _CHARACTERS_PER_TOKEN = 64
+WORDLESS = Path(__file__).resolve().parents[2] / "configs" / "tokenizer" / "wordless"
+"""A tokenizer of special tokens alone, of stages that read no words."""
+
+
+def is_wordless(folder: Path) -> bool:
+    """Whether the tokenizer in a folder is `WORDLESS`."""
+    path = folder / "tokenizer.json"
+    return path.is_file() and _entries(path) == _entries(WORDLESS / path.name)
+
+
+def _entries(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))["model"].get("vocab")
 
 
 class TextTokenizer:

@@ -62,7 +62,8 @@ def attention_to_images(model: MMScaleModel, batch: Batch, *, written: bool = Fa
         written: the answer is written after a prompt, both in the causal text: the token that its first word is predicted from.
 
     Returns:
-        By the sample's row, fp32 (height, width) in patches: mean over heads and fusion layers, and over rows where the head reads several.
+        By the sample's row, fp32 (height, width) in patches: mean over heads and fusion layers, and over all patches where images have no
+        [CLS]. With `head_pooling: concat`, too, it is the first token's.
         Its sum is the part of the attention that goes to the image, from 0 to 1. Samples without an image are left out.
     """
     wanted = Wanted(captioning=True) if written else Wanted(classify=True)

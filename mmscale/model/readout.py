@@ -105,13 +105,13 @@ def concat_states(model: MMScaleModel, first_RD: Tensor, tokens_XD: Tensor, leng
         tokens_XD: of all tokens, sequence by sequence.
         lengths_R: tokens of each, at least one; None: the first token is all there is.
     """
-    width, eps = first_RD.shape[1:], model.config.layer_norm_eps
+    width, eps, dtype = first_RD.shape[1:], model.config.layer_norm_eps, first_RD.dtype
     first_RD = F.layer_norm(first_RD.float(), width, eps=eps)
     if lengths_R is None or not len(first_RD):
-        return torch.cat([first_RD] * 3, dim=1)
+        return torch.cat([first_RD] * 3, dim=1).to(dtype)
     tokens_XD = F.layer_norm(tokens_XD.float(), width, eps=eps)
     pooled = [torch.segment_reduce(tokens_XD, kind, lengths=lengths_R, unsafe=True) for kind in ("mean", "max")]
-    return torch.cat([first_RD, *pooled], dim=1)
+    return torch.cat([first_RD, *pooled], dim=1).to(dtype)
 
 
 def _shown(host: Batch) -> Tensor:

@@ -135,7 +135,7 @@ class Anomaly:
             return None if value is None else bool(number)
         raise ConfigError(
             f"`data.label={self.label}` of {batch.keys[row]} is {value!r}, and an anomaly is true or false (1 or 0). Name the field that "
-            "says so, or null to have scores without metrics."
+            "says so: `label` of mmscale evaluate, `data.label` of training."
         )
 
     def _defined(self, target_N: NDArray[np.bool_], score_N: NDArray[np.float64]) -> bool:
@@ -147,8 +147,8 @@ class Anomaly:
         else:
             return True
         logger.warning(
-            "The metrics auroc, average_precision and false alarms are undefined and reported as null: %s. Look at `data.label=%s`.",
-            *(why, self.label),
+            "The metrics auroc, average_precision and false alarms are undefined and reported as null: %s. %s",
+            *(why, f"Look at the field {self.label!r}." if self.label else "Name the field that says so with `label=FIELD`."),
         )
         return False
 

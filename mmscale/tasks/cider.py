@@ -1,13 +1,14 @@
 """CIDEr-D: how much a caption says what most people say of the image. Source: Vedantam et al. 2015, sections 3 and 4, equations 1 to 6.
 
 It is what COCO's evaluation calls CIDEr. Our own, because its code comes with 100 MB of Java and has had no release since 2020; a test
-has its numbers. There a Java program splits words (PTBTokenizer); here a word is a run of letters, digits and apostrophes in lower case.
+has its numbers. There a Java program splits words (PTBTokenizer); here a word is a run of letters, their marks, digits and apostrophes in
+lower case. Scripts that put no space between words have one word a sentence: for them look at chrF.
 """
 
 from __future__ import annotations
 
 import math
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -19,7 +20,6 @@ LONGEST = 4
 SIGMA = 6.0
 """Words: how far apart two lengths may be (equation 6)."""
 SCALE = 10.0
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 Counts = list[Counter[tuple[str, ...]]]
 """How often a text has each n-gram, by n."""
 
@@ -43,7 +43,9 @@ def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 def words_of(text: str) -> list[str]:
     """Its words."""
-    return _WORD.findall(text.lower())
+    plain = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
+    kept = (c if c.isalnum() or c == "'" or unicodedata.category(c).startswith("M") else " " for c in plain)
+    return [word for found in "".join(kept).split() if (word := found.strip("'"))]
 
 
 def ngrams(text: str) -> Counts:

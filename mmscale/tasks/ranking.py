@@ -17,6 +17,8 @@ from mmscale.tasks.task import Metrics, Record
 logger = logging.getLogger(__name__)
 GROUP = "group"
 """Field that says which samples belong together; one without it is a group of its own."""
+BLOCK = 256
+"""Samples that are compared with all others at once."""
 AT = 10
 """First ranks that NDCG looks at."""
 Numbers = NDArray[np.float64]
@@ -57,9 +59,13 @@ def pair_accuracy(target_N: Numbers, prediction_N: Numbers) -> float:
         target_N: true numbers, not all equal.
         prediction_N: predicted ones.
     """
-    apart_NN = np.sign(target_N[:, None] - target_N)
-    said_NN = np.sign(prediction_N[:, None] - prediction_N)
-    return float(((1 + apart_NN * said_NN) / 2)[apart_NN > 0].mean())
+    right = pairs = 0.0
+    for start in range(0, len(target_N), BLOCK):  # not all pairs at once: a group may be large
+        rows = slice(start, start + BLOCK)
+        above_BN = target_N[rows, None] > target_N
+        right += float(np.sign(prediction_N[rows, None] - prediction_N)[above_BN].sum())
+        pairs += float(np.count_nonzero(above_BN))
+    return (1 + right / pairs) / 2
 
 
 def _ndcg(kept: Sequence[tuple[Numbers, ...]]) -> float | None:

@@ -245,6 +245,8 @@ def test_who_reads_no_words_needs_no_tokenizer(site: Site) -> None:
     assert [finding.check for finding in site.bad()] == ["tokenizer"]
     site.words += ["data.caption=null", "data.text=null", "objectives.contrastive.weight=0", "objectives.masked_image.weight=1"]
     assert site.bad() == []
+    site.words += ["data.tokenizer=/nowhere"]
+    assert [finding.check for finding in site.bad()] == ["tokenizer"]
 
 
 def plan_for(tmp_path: Path) -> LaunchPlan:

@@ -151,10 +151,11 @@ def test_every_module_runs_once_whatever_the_batch_holds() -> None:
     assert all(order == orders[0] for order in orders)
 
 
+@pytest.mark.parametrize("pooling", ["first", "concat"])
 @pytest.mark.parametrize("mix", ["mixed", "nothing"])
-def test_half_precision_weights_give_fp32_terms_near_the_full_ones(mix: str) -> None:
+def test_half_precision_weights_give_fp32_terms_near_the_full_ones(mix: str, pooling: str) -> None:
     batch, objectives = make_batch(MIXES[mix]), all_objectives()
-    full, half = tiny_model(spread=0.05), tiny_model(spread=0.05).to(torch.bfloat16)
+    full, half = (tiny_model(spread=0.05, head_pooling=pooling).to(dtype) for dtype in (torch.float32, torch.bfloat16))
     expected, got = full(batch, objectives), half(batch, objectives)
     for name, term in got.items():
         assert term.sum.dtype == torch.float32

@@ -164,10 +164,36 @@ def test_a_model_that_never_guessed_is_refused(tmp_path: Path) -> None:
         assert (task.hidden, task.target) == (hidden, trained.objectives.masked_image.target)
 
 
+def test_what_another_task_learned_is_no_anomaly(tmp_path: Path) -> None:
+    """A classifier that also guessed patches has a label of its own; what says that a sample is odd is named at evaluation."""
+    shards = write(tmp_path / "d")
+    classifier = stage(
+        shards, task={"name": "classification"}, data={"label": "class"}, objectives={"masked_image": {"weight": 1.0, "mask": 0.5}}
+    )
+    for trained, label, expected in (
+        (classifier, None, None),
+        (classifier, "odd", "odd"),
+        (config_of(shards, data={"label": "bad"}), None, "bad"),
+        (config_of(shards, data={"label": "bad"}), "odd", "odd"),
+    ):
+        config = evaluation_config(trained, EvaluateCommand(task="anomaly", data=str(shards), label=label))
+        assert config.data.label == expected
+    same = evaluation_config(classifier, EvaluateCommand(task="classification", data=str(shards)))
+    assert same.data.label == "class"
+
+
+def test_who_has_read_no_words_says_none(tmp_path: Path) -> None:
+    wordless = config_of(tmp_path, data={"caption": None, "text": None})
+    with pytest.raises(ConfigError, match=r"^`task=retrieval` needs a model that has read captions; this one was trained without words\.$"):
+        evaluation_config(wordless, EvaluateCommand(task="retrieval", data="x"))
+
+
 @pytest.mark.parametrize("count", [0, 1, 31])
 def test_any_scores_can_be_drawn(tmp_path: Path, count: int) -> None:
     dataset = ShardDataset(write(tmp_path / "d", mixed))
     records = [record((True, False, None)[i % 3], float("nan") if i == 5 else i / 7, i) for i in range(count)]
+    for found in records[::2]:
+        found["by_time"] = {"video": [0.1, 0.4, 0.2], "audio": [0.3] * 9}
     draw_anomalies(records, dataset, tmp_path / "anomalies.png")
     with Image.open(tmp_path / "anomalies.png") as picture:
         assert min(picture.size) > 300

@@ -39,6 +39,11 @@ def test_by_hand() -> None:
 
 def test_words_are_without_case_and_punctuation() -> None:
     assert words_of("A dog's tail, Zo\u00eb-like: 2 x 3_4!") == ["a", "dog's", "tail", "zo\u00eb", "like", "2", "x", "3", "4"]
+    assert words_of("the dog\u2019s \u2018tail\u2019 cafe\u0301s '") == ["the", "dog's", "tail", "caf\u00e9s"]
+    assert words_of("\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e") == [
+        "\u0928\u092e\u0938\u094d\u0924\u0947",
+        "\u0926\u0941\u0928\u093f\u092f\u093e",
+    ]
 
 
 def test_one_image_has_no_score(caplog: pytest.LogCaptureFixture) -> None:

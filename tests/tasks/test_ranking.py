@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from mmscale.tasks import Record
-from mmscale.tasks.ranking import pair_accuracy, ranking_metrics
+from mmscale.tasks.ranking import BLOCK, pair_accuracy, ranking_metrics
 from mmscale.tasks.regression import Regression
 from tests.model.tiny import make_batch, random_rows, tiny_config
 from tests.tasks.test_regression import MMScaleModel
@@ -38,7 +38,8 @@ def test_by_hand() -> None:
 
 def test_pairs_are_those_of_kendall() -> None:
     generator = np.random.default_rng(0)
-    target_N, prediction_N = generator.permutation(30).astype(float), generator.normal(size=30)
+    size = BLOCK + 45
+    target_N, prediction_N = generator.permutation(size).astype(float), generator.normal(size=size)
     assert pair_accuracy(target_N, prediction_N) == pytest.approx((1 + kendalltau(target_N, prediction_N).statistic) / 2)
 
 

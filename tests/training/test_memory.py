@@ -26,6 +26,7 @@ CASES = [
     {"unimodal_layers": 3, "fusion_layers": 3, "hidden_size": 64},
     {"unimodal_layers": 2, "fusion_layers": 1, "hidden_size": 128},
     {"unimodal_layers": 3, "fusion_layers": 3, "hidden_size": 64, "qk_norm": False},
+    {"unimodal_layers": 3, "fusion_layers": 1, "hidden_size": 64, "head_pooling": "concat"},
     {"unimodal_layers": 3, "fusion_layers": 3, "hidden_size": 64, "dropout": 0.1},
     {"unimodal_layers": 3, "fusion_layers": 3, "hidden_size": 64, "activation_checkpointing": "full"},
     {"unimodal_layers": 2, "fusion_layers": 2, "hidden_size": 128, "activation_checkpointing": "selective"},
@@ -49,6 +50,7 @@ def test_activations_are_those_that_autograd_keeps(case: dict[str, Any], dtype: 
 
 
 ITEMS = [
+    {"modalities": {**MODALITIES, "audio": {**MODALITIES["audio"], "stem": 4}}, "head_pooling": "concat"},
     {"modalities": NATIVE},
     {"modalities": MODALITIES, "positions": "rotary"},
     {"modalities": NATIVE, "positions": "rotary", "qk_norm": False},

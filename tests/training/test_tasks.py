@@ -13,6 +13,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.cli import main as command
+from mmscale.checkpoint.find import resolve
+from mmscale.checkpoint.model_folder import tokenizer_of
+from mmscale.data.tokenize import TextTokenizer
 from mmscale.evaluate import EvaluateCommand, evaluate_command, evaluation_config
 from mmscale.tasks import kind_of
 from mmscale.tasks.answering import Answering
@@ -124,9 +127,9 @@ def striped(index: int, odd: bool) -> dict[str, bytes]:
     return {"png": stream.getvalue(), "json": json.dumps({"odd": odd}).encode()}
 
 
-def test_what_is_odd_is_found_by_who_has_seen_the_normal_alone(tmp_path: Path, stage: Path, alone: Alone) -> None:
+def test_what_is_odd_is_found_by_who_has_seen_the_normal_alone(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
+    """Its shards have no tokenizer, and what starts from it may read words all the same."""
     run, normal = tmp_path / "run", write(tmp_path / "normal", lambda index: striped(index, False), (128,))
-    tokenizer_folder(normal / "tokenizer")
     both = write(tmp_path / "both", lambda index: striped(1000 + index, index % 3 == 0), (60,))
     words = ("task.name=anomaly", "data.label=odd", "objectives.masked_image.mask=0.5", "model.patch_size=4", "train.steps=250")
     fine_tune(alone, stage, run, f"data.shards={normal}", *words)
@@ -138,6 +141,10 @@ def test_what_is_odd_is_found_by_who_has_seen_the_normal_alone(tmp_path: Path, s
     again, _, rest = evaluate(run, "anomaly", both, "batch=7")
     assert again["auroc"] == pytest.approx(metrics["auroc"], abs=0.01)
     assert [r["score"] for r in rest] == pytest.approx([r["score"] for r in found], rel=1e-4)
+    words = ("task.name=vqa", "data.label=answer", "data.text=question", "model.patch_size=4", "train.steps=1")
+    fine_tune(alone, stage, tmp_path / "words", f"init_from={run}", *words)
+    saved = TextTokenizer(tokenizer_of(resolve(tmp_path / "words")))
+    assert saved.digest == TextTokenizer(greys / "tokenizer").digest
 
 
 def test_answers_have_a_report_with_pictures(
