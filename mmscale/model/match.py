@@ -41,5 +41,5 @@ def match_pairs(model: MMScaleModel, batch: Batch, image_rows_R: Tensor, text_ro
     seqs = arrange(listed, lower.text_offsets, percepts, model.config, lower.text_UD.dtype)
     rows = readout(seqs, batch.text.labels_T, percepts, wanted)
     _, text_RD = model.upper(lower, percepts, seqs, rows)
-    logits: Tensor = model.matching_head(text_RD[len(text_RD) - rows.sizes[-1] :])
+    logits: Tensor = model.matching_head(text_RD[sum(rows.sizes[:3]) :])
     return logits.squeeze(1)
