@@ -35,7 +35,7 @@ class Few:
 
     part: Callable[[Path], Part]
     """Folder to what is learned from and measured on."""
-    stages: tuple[Stage, Stage]
+    stages: tuple[Stage, ...]
     """Pretraining and fine-tuning."""
     task: str
     metric: str
@@ -49,8 +49,7 @@ class Few:
 def published(name: str, **few: Any) -> Few:
     """The stages of a published set's recipe, on its first part."""
     recipe = RECIPES[name]
-    pretraining, finetuning = recipe.stages
-    return Few(part=lambda place: recipe.parts(place, False)[0], stages=(pretraining, finetuning), **few)
+    return Few(part=lambda place: recipe.parts(place, False)[0], stages=recipe.stages, **few)
 
 
 def glyphs(place: Path) -> Part:

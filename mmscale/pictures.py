@@ -172,7 +172,7 @@ def draw_scatter(target_N: NDArray[np.float64], prediction_N: NDArray[np.float64
         axis.set(xlim=(ends[0] - spare, ends[1] + spare), ylim=(ends[0] - spare, ends[1] + spare), aspect="equal")
     left_out = len(target_N) - shown_N.sum()
     axis.set_title(f"{shown_N.sum():,} samples" + (f", {left_out:,} not finite and not shown" if left_out else ""), fontsize=10)
-    axis.set_xlabel(_plain(f"{name}"))
+    axis.set_xlabel(_plain(name))
     axis.set_ylabel("predicted")
     figure.savefig(path, dpi=120)
 

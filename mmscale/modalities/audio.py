@@ -44,8 +44,8 @@ class Audio(Modality):
     """Frames of a patch; null for as many as bands. All bands and few frames (patch = mels) are whole spectra, one after another."""
 
     stem: int = 0
-    """Channels of three convolutions within a patch before its embedding (Xiao et al. 2021), such as 8: a sound is then known at any pitch;
-    patch must be a multiple of 8 and its frames of 4. 0 for a linear embedding."""
+    """Channels of three convolutions within a patch before its embedding (Xiao et al. 2021), such as 8; patch must be a
+    multiple of 8 and its frames of 4. 0 for a linear embedding."""
 
     @property
     def values(self) -> int:

@@ -19,7 +19,7 @@ from mmscale.model.attention import Plan
 from mmscale.model.model import MMScaleModel
 from mmscale.model.percepts import Percepts
 from mmscale.model.positions import RotaryPlan
-from mmscale.model.sequences import ALONE, CAPTIONS, FUSED, Entry, Sequences, Wanted, arrange, entries, lengths_of, readout
+from mmscale.model.sequences import ALONE, CAPTIONS, FUSED, Entry, Sequences, Wanted, arrange, entries, readout
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,11 @@ def attention_to_images(model: MMScaleModel, batch: Batch, *, written: bool = Fa
     model.upper(lower, percepts, replace(seqs, plan=replace(inner, plan=watched) if isinstance(inner, RotaryPlan) else watched), rows)
     if not watched.seen:
         return {}
-    lengths = torch.stack(lengths_of(listed, lower.text_offsets, percepts), 1)
-    first_S = first_labelled(batch, listed[CAPTIONS])
-    return {seen.row: _share(watched.seen, seen) for seen in _sequences(batch, percepts, seqs, (lengths, first_S), model)}
+    first_S = _before_answer(batch, listed[CAPTIONS])
+    return {seen.row: _share(watched.seen, seen) for seen in _sequences(batch, percepts, seqs, first_S, model)}
 
 
-def first_labelled(batch: Batch, captions: Entry) -> list[int]:
+def _before_answer(batch: Batch, captions: Entry) -> list[int]:
     """The token of each caption that the first one to be learned is predicted from; -1 where none is learned."""
     labels = torch.split(batch.caption.labels_T.cpu(), batch.caption.cu_seqlens_S1.diff().tolist())
     learned = [(labels[text] != IGNORE).nonzero() for text in captions.text_S.tolist()]
@@ -102,16 +101,14 @@ def _share(layers: list[tuple[Tensor, Tensor]], seen: _Seen) -> Tensor:
     return patches_P.view(height, width).cpu()
 
 
-def _sequences(
-    batch: Batch, percepts: Percepts, seqs: Sequences, measures: tuple[Tensor, list[int]], model: MMScaleModel
-) -> Iterator[_Seen]:
-    """The sequences that an answer comes from, of samples with an image. `measures`: lengths (S, parts and text), `first_labelled`."""
+def _sequences(batch: Batch, percepts: Percepts, seqs: Sequences, first_S: list[int], model: MMScaleModel) -> Iterator[_Seen]:
+    """The sequences that an answer comes from, of samples with an image; a caption's comes from its token `first_S`."""
     items = percepts.items[0]  # images come first
     if items.name != "image":
         return
     grids = _grids(batch, model)
     grid_of = dict(zip(items.rows.tolist(), grids, strict=True))
-    rows_U, (lengths, first_S) = percepts.rows_U.tolist(), measures
+    rows_U, lengths = percepts.rows_U.tolist(), torch.stack(seqs.lengths, 1)
     for entry in (CAPTIONS, FUSED, ALONE):
         bounds = seqs.entry(entry)
         for s in range(bounds.start, bounds.stop):

@@ -1,4 +1,4 @@
-"""Convolutions within a patch, before it is embedded: a shape is known wherever in the patch it lies, such as a tone at any pitch.
+"""Convolutions within a patch, before it is embedded: all its places are read by the same few weights, such as all bands of a spectrum.
 
 Source: Xiao et al. 2021 (Early Convolutions Help Transformers See Better), section 4, there over the whole image; here a patch sees no
 other, so that patches are packed, dropped and hidden as ever.

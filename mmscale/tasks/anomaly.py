@@ -4,7 +4,7 @@ Patches are hidden in four turns, so that each is guessed equally often, from th
 only the normal guesses it better than anything else. Sources: He et al. 2022 (MAE), the loss; Schwartz et al. 2024 (MAEDAY), section 3,
 several masks and their mean error as the score.
 
-Shape letters: N records, P patches, R hidden patches, K different scores, T steps of time, M resamples.
+Shape letters: N records, P patches, R hidden patches, T steps of time, M samples of a batch, R resamples.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mmscale.model import MMScaleModel
 from mmscale.model.percepts import Items
 from mmscale.model.sequences import Wanted
 from mmscale.objectives.masked_image import MaskedImage, Target, patch_errors
+from mmscale.tasks.curves import weighted_auroc
 from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import Metrics, Record, Resampler, record_of
@@ -83,7 +84,7 @@ class Anomaly:
 
         known = [r for r in records if r["anomaly"] is not None]
         target_N, score_N = np.array([r["anomaly"] for r in known], dtype=bool), np.array([r["score"] for r in known], dtype=float)
-        found: dict[str, float | None] = dict.fromkeys(("auroc", "average_precision", f"false_alarms_at_{RECALL:.0%}".rstrip("%")))
+        found: dict[str, float | None] = dict.fromkeys(("auroc", "average_precision", f"false_alarms_at_{100 * RECALL:.0f}"))
         if self._defined(target_N, score_N):
             alarms, hits, _ = roc_curve(target_N, score_N)
             values = roc_auc_score(target_N, score_N), average_precision_score(target_N, score_N), alarms[np.argmax(hits >= RECALL)]
@@ -97,7 +98,7 @@ class Anomaly:
         known_N = np.array([r["anomaly"] is not None for r in records])
         target_N = np.array([bool(r["anomaly"]) for r in records])[known_N]
         score_N = np.array([r["score"] for r in records], dtype=float)[known_N]
-        return lambda counts_MN: weighted_auroc(target_N, score_N, counts_MN[:, known_N])
+        return lambda counts_RN: weighted_auroc(target_N, score_N, counts_RN[:, known_N])
 
     def _hide(self, batch: Batch, turn: int) -> Batch:
         """Hide the quarters whose turn it is; which patch is of which quarter is drawn by the sample's position."""
@@ -159,28 +160,6 @@ def _places(items: Items) -> tuple[torch.Tensor, torch.Tensor]:
     token_R = first_S[len(items.rows) + items.hidden_copy_R] + items.hidden_offset_R
     time_R = (items.coordinates_X3[token_R, 0] - 1).clamp(min=0)
     return items.rows[items.copies[items.hidden_copy_R]], time_R
-
-
-def weighted_auroc(target_N: NDArray[np.bool_], score_N: NDArray[np.float64], counts_MN: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area under the curve of M resamples (M,), NaN where one has no anomaly or nothing else; equal scores are one threshold.
-
-    It is the probability that an anomaly scores above a normal sample (Hanley and McNeil 1982), ties counting a half.
-
-    Args:
-        target_N: whether each record is an anomaly.
-        score_N: its score.
-        counts_MN: how often each resample has each record.
-    """
-    order = np.argsort(score_N, kind="stable")
-    first_K = np.flatnonzero(np.r_[True, np.diff(score_N[order]) != 0]) if len(order) else np.empty(0, np.int64)
-    above_MK, below_MK = (
-        np.add.reduceat(counts_MN[:, order] * which[order], first_K, axis=1) if len(first_K) else np.zeros((len(counts_MN), 0))
-        for which in (target_N, ~target_N)
-    )
-    before_MK = below_MK.cumsum(1) - below_MK / 2
-    pairs_M = above_MK.sum(1) * below_MK.sum(1)
-    area_M: NDArray[np.float64] = np.divide((above_MK * before_MK).sum(1), pairs_M, out=np.full(len(pairs_M), np.nan), where=pairs_M > 0)
-    return area_M
 
 
 def _draw(found: Evaluated) -> None:

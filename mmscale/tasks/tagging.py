@@ -1,6 +1,6 @@
 """Tagging: any number of labels a sample, by the `tags` head.
 
-Shape letters: M samples of a batch, N records, C labels, K different scores, R resamples.
+Shape letters: M samples of a batch, N records, C labels, R resamples.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
 from mmscale.objectives.tag import Tag
 from mmscale.tasks.classification import classes_of
+from mmscale.tasks.curves import ratio, weighted_average_precision
 from mmscale.tasks.evaluated import Evaluated
 from mmscale.tasks.fields import target_field
 from mmscale.tasks.kinds import TaskKind
@@ -100,7 +101,7 @@ class Tagging:
                 value_R = weighted_average_precision(target_NC[:, c], probabilities_NC[:, c], counts_RN)
                 total_R += np.nan_to_num(value_R)
                 labels_R += np.isfinite(value_R)
-            return _ratio(total_R, labels_R)
+            return ratio(total_R, labels_R)
 
         return mean
 
@@ -126,32 +127,6 @@ class Tagging:
 
 def _arrays(records: Sequence[Record]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     return np.stack([r["target"] for r in records]), np.stack([r["probabilities"] for r in records])
-
-
-def weighted_average_precision(
-    target_N: NDArray[np.bool_], score_N: NDArray[np.float32], counts_RN: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Average precision of R resamples (R,), NaN where one has no positive; equal scores are one threshold, as in scikit-learn.
-
-    Args:
-        target_N: whether each record has the label.
-        score_N: its score.
-        counts_RN: how often each resample has each record.
-    """
-    order = np.argsort(-score_N, kind="stable")
-    last_K = np.append(np.flatnonzero(np.diff(score_N[order])), len(order) - 1)
-    counts_RN = counts_RN[:, order]
-    all_RK = counts_RN.cumsum(1)[:, last_K]
-    hits_RK = (counts_RN * target_N[order]).cumsum(1)[:, last_K]
-    gained_RK = np.diff(hits_RK, axis=1, prepend=0)
-    area_R: NDArray[np.float64] = (gained_RK * hits_RK / np.maximum(all_RK, 1)).sum(1)
-    return _ratio(area_R, hits_RK[:, -1])
-
-
-def _ratio(sum_R: NDArray[np.float64], count_R: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NaN where the count is 0."""
-    ratio_R: NDArray[np.float64] = np.divide(sum_R, count_R, out=np.full(len(sum_R), np.nan), where=count_R > 0)
-    return ratio_R
 
 
 def _study(config: RunConfig, dataset: ShardDataset) -> Facts:

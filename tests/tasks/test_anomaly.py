@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from mmscale.config import RunConfig
 from mmscale.data.dataset import ShardDataset
@@ -18,7 +18,8 @@ from mmscale.evaluate import EvaluateCommand, evaluation_config
 from mmscale.model.sequences import Wanted
 from mmscale.pictures import draw_anomalies
 from mmscale.tasks import Record, build_task
-from mmscale.tasks.anomaly import Anomaly, weighted_auroc
+from mmscale.tasks.anomaly import Anomaly
+from mmscale.tasks.curves import weighted_auroc
 from shards.errors import ConfigError
 from tests.data.tiny import mixed, write
 from tests.model.streams import GRIDS, MODALITIES, ROWS, one, stream_batch
@@ -118,7 +119,6 @@ def test_the_interval_is_of_the_metric() -> None:
     records = [record(bool(t) if i % 7 else None, s) for i, (t, s) in enumerate(zip(target_N, score_N, strict=True))]
     once = Anomaly("bad", 0.5, "pixels").resampler(records)(np.ones((1, 60)))
     assert once[0] == pytest.approx(Anomaly("bad", 0.5, "pixels").score(records)["auroc"])
-    assert average_precision_score(target_N, score_N) < 1
     assert np.isnan(weighted_auroc(np.zeros(3, bool), np.arange(3.0), np.ones((2, 3)))).all()
     assert np.isnan(weighted_auroc(np.zeros(0, bool), np.zeros(0), np.ones((2, 0)))).all()
 

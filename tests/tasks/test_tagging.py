@@ -19,7 +19,8 @@ from mmscale.data.targets import Facts, TagsTarget
 from mmscale.model.sequences import Wanted
 from mmscale.objectives.tag import Tag
 from mmscale.tasks import Record, study
-from mmscale.tasks.tagging import Tagging, weighted_average_precision
+from mmscale.tasks.curves import weighted_average_precision
+from mmscale.tasks.tagging import Tagging
 from shards.errors import ConfigError
 from tests.data.tiny import image_bytes, write
 from tests.model.tiny import Row, make_batch, random_rows, tiny_model
