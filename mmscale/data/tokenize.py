@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from shards.errors import ConfigError
 
 _CHARACTERS_PER_TOKEN = 64
-WORDLESS = Path(__file__).resolve().parents[2] / "configs" / "tokenizer" / "wordless"
+WORDLESS = Path(__file__).resolve().parent / "wordless"
 """A tokenizer of special tokens alone, of stages that read no words."""
 
 
