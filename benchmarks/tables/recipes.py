@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tables.commands import shards
 from tables.pictograms import emojitwo
-from tables.sentences import MR_FOLDS, mr, trec
+from tables.sentences import FIFTHS, MR_FOLDS, mr, trec
 from tables.sources import data_folder
 
 ESC10_FOLDS = (1, 2, 3, 4, 5)
@@ -67,29 +67,31 @@ def esc10_parts(place: Path, tuning: bool) -> list[Part]:
     return parts
 
 
-def _sentence_shards(tables: dict[str, Path], out: Path, tuning: bool) -> dict[str, Path]:
-    """Both parts; the vocabulary is that of the training part."""
-    prefix, found = "tuning-" if tuning else "", {}
-    for part in ("train", "test"):
-        vocabulary = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=2000", "tokenizer.lowercase=true") if part == "train" else ()
-        words = ("source=table", f"path={tables[prefix + part]}", "columns.image=null", "columns.key=key", "image.required=false")
-        found[part] = shards("write", out / (prefix + part), *words, "quarantine.max_fraction=0", *vocabulary)
-    return found
+def _sentence_part(name: str, tables: dict[str, Path], out: Path, prefix: str = "") -> Part:
+    """Both sides; the vocabulary is that of the training side."""
+    found = {}
+    for side in ("train", "test"):
+        vocabulary = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=2000", "tokenizer.lowercase=true") if side == "train" else ()
+        words = ("source=table", f"path={tables[prefix + side]}", "columns.image=null", "columns.key=key", "image.required=false")
+        found[side] = shards("write", out / (prefix + side), *words, "quarantine.max_fraction=0", *vocabulary)
+    return Part(name=name, train=found["train"], test=found["test"])
 
 
 def trec_parts(place: Path, tuning: bool) -> list[Part]:
-    """The official split."""
-    found = _sentence_shards(trec(place / "tables"), place / "shards", tuning)
-    return [Part(name="official", train=found["train"], test=found["test"])]
+    """The official split; to tune, the fifths of its training part."""
+    tables, out = trec(place / "tables"), place / "shards"
+    if not tuning:
+        return [_sentence_part("official", tables, out)]
+    return [_sentence_part(f"fifth-{fifth}", tables, out, f"tuning-{fifth}-") for fifth in range(FIFTHS)]
 
 
 def mr_parts(place: Path, tuning: bool) -> list[Part]:
-    """Ten folds; to tune, a tenth of the first one's training part."""
-    parts = []
-    for fold in range(1 if tuning else MR_FOLDS):
-        found = _sentence_shards(mr(place / "tables" / str(fold), fold), place / "shards" / str(fold), tuning)
-        parts.append(Part(name=f"fold-{fold}", train=found["train"], test=found["test"]))
-    return parts
+    """Ten folds; to tune, the fifths of the first one's training part."""
+    if tuning:
+        tables = mr(place / "tables" / "0", 0)
+        return [_sentence_part(f"fifth-{fifth}", tables, place / "shards" / "0", f"tuning-{fifth}-") for fifth in range(FIFTHS)]
+    folds = [str(fold) for fold in range(MR_FOLDS)]
+    return [_sentence_part(f"fold-{fold}", mr(place / "tables" / fold, int(fold)), place / "shards" / fold) for fold in folds]
 
 
 def emojitwo_parts(place: Path, tuning: bool) -> list[Part]:
