@@ -29,6 +29,7 @@ from mmscale.engine import Trainee, build_engine
 from mmscale.guard import Gate
 from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel, mmscale_config
+from mmscale.model.heads import NormHead
 from mmscale.model_config import modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
@@ -157,6 +158,10 @@ def build_model(config: RunConfig, tokenizer: TextTokenizer, facts: Facts | None
     if facts is not None:
         shape.keep(facts)
     model = MMScaleModel(shape)
+    if facts is not None and facts.log_odds is not None:
+        (head,) = model.task_heads.values()
+        assert isinstance(head, NormHead)
+        head.start_at(facts.log_odds)
     reports = [str(r) for r in model.load_pretrained_towers(config.model)]
     if origin is not None:
         reports.append(str(init_from(model, origin)))

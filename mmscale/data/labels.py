@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from shards.errors import ConfigError
 from shards.joined import JoinedReader
@@ -43,29 +43,33 @@ def number_of(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def label_vocabulary(reader: ShardReader | JoinedReader, field: str, several: bool = False) -> list[str]:
-    """Read every sample of a data set and return the sorted distinct labels of a field.
-
-    Args:
-        reader: the data set.
-        field: key of the samples' json.
-        several: every entry of a list is a label; else a list has one, as `label_of` says.
+def label_vocabulary(reader: ShardReader | JoinedReader, field: str) -> list[str]:
+    """Read every sample of a data set and return the sorted distinct labels of a field, one a sample as `label_of` says.
 
     Raises:
         ConfigError: no sample has the field.
     """
-    found: set[str] = set()
-    for value in _values(reader, field):
-        label = label_of(value)
-        found.update((labels_of(value) or ()) if several else () if label is None else (label,))
-    if not found:
-        raise ConfigError(f"`data.label={field}` is a field of no sample. Name a key of the samples' json, or list `data.labels`.")
-    return sorted(found)
+    return sorted(label_counts(reader, field) or _no_label(field))
 
 
 def label_counts(reader: ShardReader | JoinedReader, field: str) -> Counter[str]:
     """Read every sample of a data set and count its labels, one a sample as `label_of` says."""
     return Counter(label for label in map(label_of, _values(reader, field)) if label is not None)
+
+
+def tag_counts(reader: ShardReader | JoinedReader, field: str) -> tuple[Counter[str], int]:
+    """Read every sample of a data set: how many have each of the labels, as `labels_of` says, and how many have the field.
+
+    Raises:
+        ConfigError: no sample has a label.
+    """
+    found = [labels for labels in (labels_of(value) for value in _values(reader, field)) if labels is not None]
+    counts = Counter(label for labels in found for label in labels)
+    return counts or _no_label(field), len(found)
+
+
+def _no_label(field: str) -> NoReturn:
+    raise ConfigError(f"`data.label={field}` is a field of no sample. Name a key of the samples' json, or list `data.labels`.")
 
 
 def number_statistics(reader: ShardReader | JoinedReader, field: str) -> tuple[float, float]:

@@ -28,6 +28,8 @@ class Facts:
     """The label vocabulary in order."""
     weights: tuple[float, ...] | None = None
     """Weight of each label in the loss; a mean of 1 over the training samples. None: all alike. Of training alone, no model keeps it."""
+    log_odds: tuple[float, ...] | None = None
+    """Of each label among the training samples, where the head starts; None: even odds. Of training alone, no model keeps it."""
     mean: float = 0.0
     """Mean of the numbers."""
     std: float = 1.0

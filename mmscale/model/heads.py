@@ -8,6 +8,7 @@ Shape letters: R rows, D hidden size, V vocabulary, C outputs of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,11 @@ class NormHead(nn.Module):
         super().__init__()
         self.norm: nn.Module = nn.Identity() if concat else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.linear = OutputLinear((3 if concat else 1) * config.hidden_size, outputs)
+
+    def start_at(self, values_C: Sequence[float]) -> None:
+        """Before training: outputs that are about these, whatever is read."""
+        with torch.no_grad():
+            self.linear.bias.copy_(torch.tensor(values_C))
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """Outputs in fp32, (R, C)."""

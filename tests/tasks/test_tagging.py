@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,23 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from mmscale.assemble import build_model
+from mmscale.config import RunConfig
 from mmscale.data.batch import IGNORE
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.example import Example
 from mmscale.data.labels import labels_of
 from mmscale.data.targets import Facts, TagsTarget
+from mmscale.data.tokenize import TextTokenizer
+from mmscale.evaluate import predict_records
+from mmscale.model import MMScaleModel
 from mmscale.model.sequences import Wanted
 from mmscale.objectives.tag import Tag
 from mmscale.tasks import Record, study
 from mmscale.tasks.curves import weighted_average_precision
 from mmscale.tasks.tagging import Tagging
 from shards.errors import ConfigError
-from tests.data.tiny import image_bytes, write
+from tests.data.tiny import image_bytes, tokenizer_folder, write
 from tests.model.tiny import Row, make_batch, random_rows, tiny_model
 from tests.tasks.predicting import predict, stage
 
@@ -128,11 +134,34 @@ def test_a_batch_without_targets_has_a_loss_of_zero() -> None:
     assert Tag(weight=1.0).loss(state, batch, tiny_model()).sum == 0
 
 
+def test_a_head_starts_at_how_often_each_label_is_met(tmp_path: Path) -> None:
+    """Not at even odds, which take hundreds of steps to leave where labels are rare."""
+    shards = write(tmp_path / "tagged", tagged, rows=(10, 6))
+    config = stage(shards, task={"name": "tagging"}, data={"label": "tags", "text": None})
+    facts = study(config, ShardDataset(shards))
+    assert facts == Facts(labels=("red", "small"), log_odds=(math.log(8.5 / 4.5), math.log(4.5 / 8.5)))
+    tokenizer = TextTokenizer(tokenizer_folder(tmp_path / "tokenizer"))
+    model, _ = build_model(config, tokenizer, facts, None)
+    mean_C = np.mean([r["probabilities"] for r in _first_predictions(model, config, tokenizer)], axis=0)
+    np.testing.assert_allclose(mean_C, [8.5 / 13, 4.5 / 13], atol=0.06)
+
+
+def _first_predictions(model: MMScaleModel, config: RunConfig, tokenizer: TextTokenizer) -> list[Record]:
+    return predict_records(model.eval(), TASK, config, tokenizer, samples=0, batch=5, device=torch.device("cpu"))
+
+
+def test_labels_by_hand_are_not_counted(tmp_path: Path) -> None:
+    shards = write(tmp_path / "tagged", tagged)
+    config = stage(shards, task={"name": "tagging"}, data={"label": "tags", "labels": ["red", "small", "large"]})
+    assert study(config, ShardDataset(shards)) == Facts(labels=("red", "small", "large"), log_odds=(math.log(1 / 2),) * 3)
+
+
 def test_predicts_for_every_sample_that_has_the_field(tmp_path: Path) -> None:
     shards = write(tmp_path / "tagged", tagged)
     config = stage(shards, task={"name": "tagging"}, data={"label": "tags", "text": None})
     facts = study(config, ShardDataset(shards))
-    assert facts == Facts(labels=("red", "small"))
+    assert facts is not None
+    assert facts.labels == ("red", "small")
     found = predict(tmp_path, config, facts=facts)
     assert {int(r["key"][1:]) % 4 for r in found} == {0, 1, 2}
     by_key = {r["key"]: r for r in found}
