@@ -1,6 +1,6 @@
 """Our training step against a bare PyTorch loop over the same model, objectives and batches: what the framework costs.
 
-    python benchmarks/step.py [--ranks 1 2] [--sizes 192x6 64x3] [--stages 0 1 2 3] [--rounds 5] [--out benchmarks/results/step.json]
+    python benchmarks/step.py [--ranks 1 2] [--sizes 192x6 64x3 peers] [--stages 0 1 2 3] [--rounds 5] [--out benchmarks/results/step.json]
 
 Ours is the loop as users get it: the loader reading glyph shards, the DeepSpeed engine, every hook, a logged line each 10 steps with
 TensorBoard. The bare loop is zero_grad, forward, backward, clip_grad_norm_ and the same fused AdamW at the same rates, over batches that
@@ -70,8 +70,17 @@ train: {global_batch: 64, precision: fp32, steps: 100000}
 SIZES = {
     "192x6": ["model.hidden_size=192", "model.num_heads=6", "model.unimodal_layers=4", "model.fusion_layers=2"],
     "64x3": ["model.hidden_size=64", "model.num_heads=2", "model.unimodal_layers=2", "model.fusion_layers=1"],
+    "peers": [
+        *("model.hidden_size=192", "model.num_heads=6", "model.unimodal_layers=4", "model.fusion_layers=2", "model.image_size=64"),
+        *("objectives.captioning.weight=0", *(f"objectives.{n}.weight=1" for n in ("matching", "masked_language", "masked_image"))),
+        *(f"objectives.{n}.fraction=1" for n in ("matching", "masked_language", "masked_image")),
+        "train.global_batch=32",
+    ],
 }
-"""All five objectives over 64 samples a step: a model of 7 M parameters, and one so small that fixed costs weigh most."""
+"""All five objectives over 64 samples a step: a model of 7 M parameters, and one so small that fixed costs weigh most; and the size,
+objectives and batch of benchmarks/peers.py."""
+PIXELS = {"peers": 64}
+"""Side of a size's images, where it is not 32."""
 Times = tuple[float, float, float]
 """Wall, CPU of the process, CPU of the training thread; seconds."""
 
@@ -80,7 +89,7 @@ def stage_config(place: Path, size: str, stage: int, *more: str) -> RunConfig:
     """One size at one stage; without the average of the weights, which the bare loop does not have."""
     path = place / "stage.yaml"
     path.write_text(STAGE)
-    words = [f"run={place}/{size}-{stage}", f"data.shards={place}/shards", f"zero.stage={stage}", f"log.every={ROUND}"]
+    words = [f"run={place}/{size}-{stage}", f"data.shards={shards_of(place, size)}", f"zero.stage={stage}", f"log.every={ROUND}"]
     return load_run_config(path, [*words, *SIZES[size], *more])
 
 
@@ -217,8 +226,9 @@ def measure_cases(words: argparse.Namespace, place: Path) -> list[dict[str, Any]
     found = []
     for size in words.sizes:
         for stage in words.stages:
-            case = {"ranks": world.size, "size": size, "stage": stage, "batch": 64}
-            case |= compare(stage_config(place, size, stage), world, group, words.rounds)
+            config = stage_config(place, size, stage)
+            case = {"ranks": world.size, "size": size, "stage": stage, "batch": config.train.global_batch}
+            case |= compare(config, world, group, words.rounds)
             found.append(case | {"date": now()})
             if world.is_first:
                 print(line(case), flush=True)
@@ -245,9 +255,15 @@ def spawn(words: argparse.Namespace, ranks: int, place: Path) -> list[dict[str, 
     return json.loads((place / "cases.json").read_text())
 
 
-def write_glyphs(place: Path) -> None:
+def shards_of(place: Path, size: str) -> Path:
+    """Where the shards of a size are."""
+    return place / f"shards-{PIXELS.get(size, 32)}"
+
+
+def write_glyphs(place: Path, size: str) -> None:
     """Write shards of a quarter of the glyphs."""
-    words = ["source=glyphs", f"out={place}/shards", "glyphs.every=4", "rows_per_shard=1024", "processes=1"]
+    out = shards_of(place, size)
+    words = ["source=glyphs", f"out={out}", f"glyphs.size={PIXELS.get(size, 32)}", "glyphs.every=4", "rows_per_shard=1024", "processes=1"]
     write_shards(configfile.load(WriteConfig, None, [*words, "tokenizer.kind=bpe", "tokenizer.vocab_size=4096"]), progress=False)
 
 
@@ -297,7 +313,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        write_glyphs(place)
+        for size in words.sizes:
+            write_glyphs(place, size)
         for ranks in words.ranks:
             save(words.out, spawn(words, ranks, place) if ranks > 1 else measure_cases(words, place))
 
