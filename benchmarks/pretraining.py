@@ -65,7 +65,7 @@ ON_ONE_CPU = ("train.precision=fp32", "zero.stage=0")
 TASKS = {
     "trec": published("trec", task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
     "mr": published("mr", task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
-    "emojitwo": published("emojitwo", task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
+    "emojitwo": published("emojitwo", task="tagging", metric="map", steps=1500, pretraining_steps=1200, words=("train.global_batch=64",)),
     "glyphs": Few(
         part=glyphs,
         stages=(
@@ -76,6 +76,7 @@ TASKS = {
         metric="accuracy",
         steps=700,
         pretraining_steps=1600,
+        words=("data.text=null",),  # with the rest of the name beside the picture all are above 96 %
     ),
 }
 
