@@ -138,7 +138,8 @@ RECIPES = {
         },
         note="Official split, six classes. Vocabulary and masked-language pretraining from the training questions alone. Fine-tuning, "
         "the length of pretraining (1,200 or 4,000 steps) and concat pooling were tuned on a tenth of the training questions, convolutions "
-        "over words and label smoothing on fifths of them. Three earlier recipes were also measured on the test questions; none was chosen by that.",
+        "over words and label smoothing on fifths of them. Three earlier recipes were also measured on the test questions; none was "
+        "chosen by that.",
     ),
     "mr": Recipe(
         parts=mr_parts,
