@@ -1,9 +1,8 @@
-"""What a plan needs to know of this machine: cores, accelerators, a free port. Found without torch."""
+"""What a plan needs to know of this machine: cores and accelerators. Found without torch."""
 
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,10 +37,3 @@ def this_machine(device_files: Path = Path("/dev")) -> Machine:
         return Machine(cores=cores, accelerator="cpu")
     devices = tuple(map(str, found)) if visible is None else tuple(name.strip() for name in visible.split(",") if name.strip())
     return Machine(cores=cores, accelerator="cuda", devices=devices, devices_are_restricted=visible is not None)
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago, on every address."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

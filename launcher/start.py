@@ -13,9 +13,10 @@ from pathlib import Path
 from launcher.cluster import load_cluster
 from launcher.engines import engine_of
 from launcher.hosts import read_hostfile
-from launcher.machine import free_port, this_machine
+from launcher.machine import this_machine
 from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
 from mmscale.config import load_run_config
+from mmscale.ports import free_port
 
 
 def request(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mmscale.errors import TopologyError
+from mmscale.ports import free_port
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,19 +97,13 @@ def fill_environment(world: World) -> None:
     os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.size == 1 and "MASTER_ADDR" not in os.environ:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise TopologyError(
                 f"{name} is not set, yet the run has {world.size} ranks. Start it with deepspeed or torchrun, "
                 "or export MASTER_ADDR (the first host) and MASTER_PORT (a free port) in the SLURM script."
             )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _cpu_has_bf16() -> bool:

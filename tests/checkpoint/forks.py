@@ -17,7 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from tests.training.runs import environment, free_port
+from mmscale.ports import free_port
+from tests.training.runs import environment
 
 
 class Forks:

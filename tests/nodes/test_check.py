@@ -15,9 +15,10 @@ import pytest
 from mmscale.config import load_run_config
 from mmscale.nodes.limits import UNFIT
 from mmscale.nodes.reading import read_bytes_s, sample_flops
+from mmscale.ports import free_port
 from tests.launcher.launching import REPO
 from tests.shards.tars import make_data_set
-from tests.training.runs import environment, free_port
+from tests.training.runs import environment
 
 
 @pytest.fixture

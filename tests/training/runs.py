@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from mmscale.ports import free_port
 
 STAGE = """
 data: {max_text_tokens: 16, augment: {shift: 1}}
@@ -44,15 +43,6 @@ def environment() -> dict[str, str]:
     """The environment of a run: one thread a rank, CPU, no launch of somebody else's."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MMSCALE_")}
     return env | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONUNBUFFERED": "1"}
-
-
-def free_port() -> int:
-    """A port that is free now, below those that the kernel gives to whoever asks for any: until it is used, seconds may pass."""
-    while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as s, contextlib.suppress(OSError):
-            s.bind(("", port))
-            return port
 
 
 def deepspeed_command(ranks: int, stage: Path, *words: str) -> list[str]:

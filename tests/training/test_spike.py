@@ -14,10 +14,11 @@ import pytest
 
 from mmscale.checkpoint.find import committed, resolve, step_of
 from mmscale.checkpoint.manifest import read_manifest
+from mmscale.ports import free_port
 from mmscale.rollback import LossWindow
 from tests.launcher.launching import REPO
 from tests.training.alone import Alone
-from tests.training.runs import audited, environment, free_port, losses, records
+from tests.training.runs import audited, environment, losses, records
 
 WORDS = ("train.steps=24", "checkpoint.every=5", "checkpoint.keep=0", "guard.spike=20", "guard.spike_window=8", "train.ema_decay=0.9")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mmscale.own_time import Straggler
+from mmscale.ports import free_port
 from tests.launcher.launching import REPO
-from tests.training.runs import environment, free_port, records
+from tests.training.runs import environment, records
 
 
 def test_a_rank_is_told_of_once_when_it_was_slow_three_times_in_a_row() -> None:
