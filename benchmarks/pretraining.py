@@ -65,7 +65,7 @@ ON_ONE_CPU = ("train.precision=fp32", "zero.stage=0")
 TASKS = {
     "trec": published("trec", task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
     "mr": published("mr", task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
-    "emojitwo": published("emojitwo", task="tagging", metric="map", steps=1500, pretraining_steps=1200, words=("train.global_batch=64",)),
+    "emojitwo": published("emojitwo", task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
     "glyphs": Few(
         part=glyphs,
         stages=(
