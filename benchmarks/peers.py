@@ -39,7 +39,7 @@ from transformers import FlavaConfig, FlavaForPreTraining
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.synthetic import SPECIAL, model_config, stage_config, synthetic_batch
+from benchmarks.synthetic import PEERS, SPECIAL, model_config, stage_config, synthetic_batch
 from mmscale.config import OptimizerConfig
 from mmscale.data.batch import Batch, TextStream
 from mmscale.engine import Trainee
@@ -51,12 +51,6 @@ ROUND = 4
 """Steps of each in a round."""
 LONGEST = 24
 VOCABULARY = 4096
-WORDS = [
-    *("model.hidden_size=192", "model.num_heads=6", "model.unimodal_layers=4", "model.fusion_layers=2"),
-    *("model.image_size=64", "model.patch_size=8", f"model.max_text_tokens={LONGEST}"),
-    *("objectives.contrastive.weight=1", "objectives.matching.weight=1", "objectives.masked_language.weight=1"),
-    *("objectives.masked_image.weight=1", "objectives.captioning.weight=0"),
-]
 Step = Callable[[int], float]
 
 
@@ -183,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        config = stage_config(Path(place), [*WORDS, *given.words])
+        config = stage_config(Path(place), [*PEERS, *given.words])
     shape = model_config(config, VOCABULARY)
     cases = [compare(shape, build_objectives(config), given.batch, given.rounds, doubled) for doubled in (True, False)]
     for case in cases:
@@ -196,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "benchmark": "peers",
         "what": "our training step against transformers' FlavaForPreTraining: same size, inputs and objectives; fp32, 1 thread",
         "ratio": f"FLAVA's time over ours for the same samples, medians over rounds of {ROUND} steps each",
-        "model": [*WORDS, *given.words],
+        "model": [*PEERS, *given.words],
         "results": cases,
         "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         "versions": {n: version(n) for n in ("mmscale", "torch", "transformers")} | {"python": platform.python_version()},

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from synthetic import PEERS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -44,6 +44,7 @@ from mmscale.data.batch import Batch
 from mmscale.engine import Trainee
 from mmscale.hooks import Hook, StepInfo
 from mmscale.optim import build_optimizer, learning_rate
+from mmscale.ports import free_port
 from mmscale.signals import StopRequest
 from mmscale.step import agree, optimizer_step
 from mmscale.train import build_hooks, open_loader
@@ -70,12 +71,7 @@ train: {global_batch: 64, precision: fp32, steps: 100000}
 SIZES = {
     "192x6": ["model.hidden_size=192", "model.num_heads=6", "model.unimodal_layers=4", "model.fusion_layers=2"],
     "64x3": ["model.hidden_size=64", "model.num_heads=2", "model.unimodal_layers=2", "model.fusion_layers=1"],
-    "peers": [
-        *("model.hidden_size=192", "model.num_heads=6", "model.unimodal_layers=4", "model.fusion_layers=2", "model.image_size=64"),
-        *("objectives.captioning.weight=0", *(f"objectives.{n}.weight=1" for n in ("matching", "masked_language", "masked_image"))),
-        *(f"objectives.{n}.fraction=1" for n in ("matching", "masked_language", "masked_image")),
-        "train.global_batch=32",
-    ],
+    "peers": [*PEERS, *(f"objectives.{n}.fraction=1" for n in ("matching", "masked_language", "masked_image")), "train.global_batch=32"],
 }
 """All five objectives over 64 samples a step: a model of 7 M parameters, and one so small that fixed costs weigh most; and the size,
 objectives and batch of benchmarks/peers.py."""
@@ -246,10 +242,7 @@ def line(case: dict[str, Any]) -> str:
 
 def spawn(words: argparse.Namespace, ranks: int, place: Path) -> list[dict[str, Any]]:
     """Measure the cases of several ranks under torchrun."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(port), __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port()), __file__]
     command += ["--place", str(place), "--rounds", str(words.rounds), "--sizes", *words.sizes, "--stages", *map(str, words.stages)]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return json.loads((place / "cases.json").read_text())

@@ -13,6 +13,13 @@ from mmscale.model import MMScaleConfig, mmscale_config
 
 VOCABULARY = 30522
 SPECIAL = {"pad": 0, "begin": 1, "end": 2, "mask": 3}
+PEERS = [
+    *("model.hidden_size=192", "model.num_heads=6", "model.unimodal_layers=4", "model.fusion_layers=2"),
+    *("model.image_size=64", "model.patch_size=8", "model.max_text_tokens=24"),
+    *("objectives.contrastive.weight=1", "objectives.matching.weight=1", "objectives.masked_language.weight=1"),
+    *("objectives.masked_image.weight=1", "objectives.captioning.weight=0"),
+]
+"""Model and objectives that are compared with FLAVA's."""
 STAGE = """
 run: unused
 data: {shards: unused, max_text_tokens: 24}

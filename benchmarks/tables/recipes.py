@@ -90,8 +90,8 @@ def mr_parts(place: Path, tuning: bool) -> list[Part]:
     if tuning:
         tables = mr(place / "tables" / "0", 0)
         return [_sentence_part(f"fifth-{fifth}", tables, place / "shards" / "0", f"tuning-{fifth}-") for fifth in range(FIFTHS)]
-    folds = [str(fold) for fold in range(MR_FOLDS)]
-    return [_sentence_part(f"fold-{fold}", mr(place / "tables" / fold, int(fold)), place / "shards" / fold) for fold in folds]
+    folds = [(fold, mr(place / "tables" / str(fold), fold)) for fold in range(MR_FOLDS)]
+    return [_sentence_part(f"fold-{fold}", tables, place / "shards" / str(fold)) for fold, tables in folds]
 
 
 def emojitwo_parts(place: Path, tuning: bool) -> list[Part]:

@@ -63,9 +63,13 @@ def tag_counts(reader: ShardReader | JoinedReader, field: str) -> tuple[Counter[
     Raises:
         ConfigError: no sample has a label.
     """
-    found = [labels for labels in (labels_of(value) for value in _values(reader, field)) if labels is not None]
-    counts = Counter(label for labels in found for label in labels)
-    return counts or _no_label(field), len(found)
+    counts: Counter[str] = Counter()
+    samples = 0
+    for labels in map(labels_of, _values(reader, field)):
+        if labels is not None:
+            counts.update(labels)
+            samples += 1
+    return counts or _no_label(field), samples
 
 
 def _no_label(field: str) -> NoReturn:

@@ -131,8 +131,8 @@ def _arrays(records: Sequence[Record]) -> tuple[NDArray[np.bool_], NDArray[np.fl
 
 
 def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
-    """Labels, and their log-odds: a head of rare labels that starts at even odds first learns, for hundreds of steps, that they are rare.
-    Labels set by hand are not counted: their log-odds are those of one label a sample. Source: Lin et al. 2017 (RetinaNet), section 3.3."""
+    """Labels, and their log-odds, so that a head of rare labels need not learn first that they are rare (Lin et al. 2017, RetinaNet,
+    section 3.3). Labels set by hand are not counted: their log-odds are those of one label a sample."""
     if config.data.labels:
         labels = config.data.labels
         return Facts(labels=tuple(labels), log_odds=(-math.log(max(1, len(labels) - 1)),) * len(labels))

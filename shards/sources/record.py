@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import unicodedata
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,9 +65,9 @@ class RawSample:
 class LazyRecords(Sequence[Record]):
     """Records that are made when they are asked for, as a hundred million of them do not fit into memory."""
 
+    @abstractmethod
     def digest(self) -> str:
         """Digest of what is listed, without making the records."""
-        raise NotImplementedError
 
 
 class Source(Protocol):

@@ -183,6 +183,10 @@ def test_keys_that_are_null_are_the_models_and_parts_have_names(tmp_path) -> Non
         ({"audio": {"expert": "text"}}, r"`model\.modalities\.audio\.expert` must be `perception` or a word"),
         ({"x": {"kind": "nowhere:Thing"}}, r"'nowhere:Thing' cannot be imported"),
         ({"x": {"kind": "pathlib:Path"}}, r"is no subclass of mmscale\.modalities\.modality\.Modality"),
+        (
+            {"x": {"kind": "mmscale.modalities.modality:Modality"}},
+            r"`model\.modalities\.x\.kind`: 'mmscale\.modalities\.modality:Modality' does not define values, grid, read\.",
+        ),
         ({"audio": 3}, r"`model\.modalities\.audio` must be a mapping"),
     ],
 )

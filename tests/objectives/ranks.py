@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from mmscale.ports import free_port
+
 
 def run_ranks(function: Callable[..., Any], ranks: int, folder: Path, *args: Any) -> list[Any]:
     """Call `function(rank, ranks, *args)` in `ranks` processes; its results in order of rank."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.model.tiny"])  # imports once for all tests
-    arguments = (function, ranks, port, str(folder), args)
+    arguments = (function, ranks, free_port(), str(folder), args)
     torch.multiprocessing.start_processes(_enter, arguments, nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(ranks)]
 

@@ -135,7 +135,7 @@ def test_a_batch_without_targets_has_a_loss_of_zero() -> None:
 
 
 def test_a_head_starts_at_how_often_each_label_is_met(tmp_path: Path) -> None:
-    """Not at even odds, which take hundreds of steps to leave where labels are rare."""
+    """Not at even odds, which are far from where rare labels are."""
     shards = write(tmp_path / "tagged", tagged, rows=(10, 6))
     config = stage(shards, task={"name": "tagging"}, data={"label": "tags", "text": None})
     facts = study(config, ShardDataset(shards))
