@@ -219,7 +219,5 @@ def _class_of(kind: str, where: str) -> type[Modality]:
         raise ConfigError(f"`{where}.kind`: {kind!r} is no subclass of mmscale.modalities.modality.Modality.")
     missing = [name for name in ("values", "grid", "read") if getattr(found, name) is getattr(Modality, name)]
     if missing:
-        raise ConfigError(
-            f"`{where}.kind`: {kind!r} does not define {', '.join(missing)}. docs/modalities.md shows one."
-        )
+        raise ConfigError(f"`{where}.kind`: {kind!r} does not define {', '.join(missing)}. docs/modalities.md shows one.")
     return found
