@@ -1,9 +1,10 @@
 """Does pretraining help where labels are few? The same fine-tuning on a tenth of the labels, from a pretrained model and from scratch.
 
-    python benchmarks/pretraining.py [trec mr emojitwo glyphs] [--seeds 0 1 2] [--jobs 1] [--place DIR] [--out FILE]
+    python benchmarks/pretraining.py [trec mr emojitwo glyphs glyph-captions] [--seeds 0 1 2] [--jobs 1] [--place DIR] [--out FILE]
 
 Pretraining sees the whole training part without its labels (the recipes of benchmarks/tables/recipes.py; of glyphs the stage files of the
-demo, pretraining with names that do not tell the script), fine-tuning a tenth of it with them, drawn by `mmscale shards filter
+demo, pretraining with names that do not tell the script; one model for both tasks: the script, seen in the picture alone, and the caption,
+whose other words pretraining had), fine-tuning a tenth of it with them, drawn by `mmscale shards filter
 fraction=0.1`. Three models: `pretrained`; `scratch`, as many steps of fine-tuning from random weights; `scratch, longer`, as many as
 pretraining and fine-tuning have together. No setting was chosen by these numbers, but one: glyphs are read without the rest
 of their names, as with it one seed was above 96 % whichever way it was trained. `--jobs` seeds run side by side, a training has one
@@ -45,6 +46,8 @@ class Few:
     pretraining_steps: int
     words: tuple[str, ...] = ()
     """Of fine-tuning."""
+    folder: str | None = None
+    """Another task's, whose shards and pretrained model this one has, too."""
 
 
 def published(name: str, **few: Any) -> Few:
@@ -63,21 +66,29 @@ def glyphs(place: Path) -> Part:
 
 
 ON_ONE_CPU = ("train.precision=fp32", "zero.stage=0")
+NAMES = Stage(name="pretrain", config="configs/demo/pretrain.yaml", words=("data.caption=name_in_script", *ON_ONE_CPU))
 TASKS = {
     "trec": published("trec", task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
     "mr": published("mr", task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
     "emojitwo": published("emojitwo", task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
     "glyphs": Few(
         part=glyphs,
-        stages=(
-            Stage(name="pretrain", config="configs/demo/pretrain.yaml", words=("data.caption=name_in_script", *ON_ONE_CPU)),
-            Stage(name="classification", config="configs/demo/finetune.yaml", words=ON_ONE_CPU),
-        ),
+        stages=(NAMES, Stage(name="classification", config="configs/demo/finetune.yaml", words=ON_ONE_CPU)),
         task="classification",
         metric="accuracy",
         steps=700,
         pretraining_steps=1600,
         words=("data.text=null",),  # the picture alone
+    ),
+    "glyph-captions": Few(
+        part=glyphs,
+        stages=(NAMES, Stage(name="captioning", config="configs/demo/pretrain.yaml", words=ON_ONE_CPU)),
+        task="captioning",
+        metric="exact_match",
+        steps=700,
+        pretraining_steps=1600,
+        words=("task.name=captioning", "objectives.contrastive.weight=0", "objectives.captioning.weight=0", "optimizer.lr=1e-3"),
+        folder="glyphs",
     ),
 }
 
@@ -94,7 +105,7 @@ def measure(name: str, part: Part, few: Path, seed: int, folder: Path) -> dict[s
     for case in CASES:
         init = pretrained if case == "pretrained" else "null"
         steps = wanted.steps + (wanted.pretraining_steps if case == "scratch, longer" else 0)
-        run = folder / f"few-{case.replace(', ', '-')}"
+        run = folder / f"{finetuning.name}-{case.replace(', ', '-')}"
         words = (*finetuning.words, *wanted.words)
         seconds[case] = train(finetuning.config, run, f"data.shards={few}", seeded, f"init_from={init}", *words, f"train.steps={steps}")
         found[case] = evaluate(run, wanted.task, part.test)[wanted.metric]
@@ -134,7 +145,7 @@ def main() -> None:
     before = json.loads(words.out.read_text())["results"] if words.out.exists() else []
     results: list[dict[str, Any]] = [r for r in before if r["task"] not in words.tasks]
     for name in words.tasks:
-        place = words.place.resolve() / name
+        place = words.place.resolve() / (TASKS[name].folder or name)
         part = TASKS[name].part(place)
         few = shards("filter", place / "shards" / "few", str(part.train), f"fraction={FRACTION}")
         with ThreadPoolExecutor(words.jobs) as pool:
