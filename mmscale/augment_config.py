@@ -67,10 +67,11 @@ class AugmentConfig:
                 words is None or len({word.casefold() for word in words}) == len(words) == count,
                 f"`data.augment.{key}` must be {count} different phrases or null; got {words}.",
             )
-        for key, most in (("roll", 0.5), ("time_mask", 1.0), ("frequency_mask", 1.0), ("word_mask", 1.0)):
+        for key, most in (("roll", 0.5), ("time_mask", 1.0), ("frequency_mask", 1.0), ("word_mask", 1.0), ("flip", 1.0)):
             value = getattr(self, key)
             need(0 <= value <= most, f"`data.augment.{key}` is a part, from 0 to {most:g}; got {value:g}.")
-        for key in ("gain", *MIXES):
+        need(0 <= self.scale < 1, f"`data.augment.scale` must be at least 0 and below 1; got {self.scale:g}.")
+        for key in ("gain", "shift", "brightness", "contrast", *MIXES):
             value = getattr(self, key)
             need(value >= 0, f"`data.augment.{key}` must be above 0, or 0 for none; got {value:g}.")
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmscale.data_config import DataConfig, keep_schedules, mixture_sources
 from mmscale.model_config import ModelConfig
 from mmscale.objectives_config import OBJECTIVES, TASKS, ObjectivesConfig, TaskConfig, unknown_task
+from mmscale.ranges import check_ranges
 from mmscale.recovery_config import CheckpointConfig, GuardConfig, WatchdogConfig
 from shards import configfile
 from shards.configfile import need
@@ -68,7 +69,8 @@ class OptimizerConfig:
     momentum: float = 0.95
     """Decay rate of Muon's momentum."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of matrices; vectors, norms and embeddings get none."""
+    """Decoupled weight decay of matrices and of what is learned beside patches (positions, [CLS], mask token); vectors, norms and the
+    tables of text get none."""
     layer_decay: float = 1.0
     """Factor on the learning rate with every layer further down from the heads, such as 0.75 in fine-tuning; 1 is one rate for all."""
     head_lr_ratio: float = 1.0
@@ -206,6 +208,10 @@ class RunConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
+    def drops_out(self) -> bool:
+        """Whether a forward in training draws what it leaves out: in the model's layers, or before adapters."""
+        return self.model.dropout > 0 or (self.lora.rank > 0 and self.lora.dropout > 0)
+
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Load a stage file and the words that override it, and check what can be checked without ranks or data.
@@ -256,6 +262,8 @@ def find_part(kind: str, name: str) -> Path:
 
 def _check(config: RunConfig) -> None:
     model, train, data = config.model, config.train, config.data
+    for section in ("train", "optimizer", "lora", "evaluate", "log"):
+        check_ranges(section, getattr(config, section))
     config.store.check()
     model.check()
     config.objectives.check()
@@ -269,6 +277,7 @@ def _check(config: RunConfig) -> None:
         f"`data.pad_captions` must be at most data.max_text_tokens = {data.max_text_tokens}, or 0 for none; got {data.pad_captions}.",
     )
     _check_captions(config)
+    _check_fusion(config)
     keep_schedules(data.keep, {"image", *model.modalities}, train.global_batch)
     need(data.order.lanes > 0, f"`data.order.lanes` must be at least 1; got {data.order.lanes}.")
     need(data.order.block is None or data.order.block > 0, f"`data.order.block` must be at least 1 or null; got {data.order.block}.")
@@ -277,22 +286,15 @@ def _check(config: RunConfig) -> None:
         f"`data.max_text_tokens` = {data.max_text_tokens} is more than model.max_text_tokens = {model.max_text_tokens}. "
         "Lower the one or raise the other.",
     )
-    for key, value in (("train.steps", train.steps), ("train.global_batch", train.global_batch), ("log.every", config.log.every)):
-        need(value > 0, f"`{key}` must be at least 1; got {value}.")
     config.checkpoint.check()
     config.guard.check()
     config.watchdog.check()
-    optimizer, lora = config.optimizer, config.lora
-    need(0 < optimizer.layer_decay <= 1, f"`optimizer.layer_decay` must be above 0 and at most 1; got {optimizer.layer_decay}.")
+    optimizer = config.optimizer
     need(
         optimizer.fits(config.zero.stage) and (optimizer.name == "adamw" or config.zero.offload_optimizer == "none"),
         f"`optimizer.name=muon` needs whole matrices at hand, which zero.stage = {config.zero.stage} with zero.offload_optimizer = "
         f"{config.zero.offload_optimizer} does not give. Use zero.stage=0, 1 or 2 without offload, or optimizer.name=adamw.",
     )
-    need(0 <= optimizer.momentum < 1, f"`optimizer.momentum` must be at least 0 and below 1; got {optimizer.momentum}.")
-    need(optimizer.head_lr_ratio > 0, f"`optimizer.head_lr_ratio` must be above 0; got {optimizer.head_lr_ratio}.")
-    need(lora.rank >= 0, f"`lora.rank` must be at least 1, or 0 for no adapters; got {lora.rank}.")
-    need(0 <= lora.dropout < 1, f"`lora.dropout` must be at least 0 and below 1; got {lora.dropout}.")
     saving = config.checkpoint
     need(
         saving.best is None or config.evaluate.every > 0,
@@ -304,7 +306,6 @@ def _check(config: RunConfig) -> None:
         patience == 0 or saving.best is not None,
         f"`evaluate.patience` = {patience} counts evaluations without a higher `checkpoint.best`, which is null. Name a metric there.",
     )
-    need(train.micro_batch is None or train.micro_batch > 0, f"`train.micro_batch` must be at least 1; got {train.micro_batch}.")
     weights = [getattr(config.objectives, name).weight for name in OBJECTIVES]
     need(
         config.task is not None or any(w > 0 for w in weights),
@@ -334,6 +335,21 @@ def _check_captions(config: RunConfig) -> None:
             f"The captioning objective predicts each token from those before it, which needs {key}. Set it, or "
             "objectives.captioning.weight=0 and another task.",
         )
+
+
+def _check_fusion(config: RunConfig) -> None:
+    """What is to be said of a picture and a text together is computed where they see each other."""
+    if config.model.fusion_layers or not config.data.image:
+        return
+    wanted = [f"objectives.{name}" for name in ("matching", "captioning") if getattr(config.objectives, name).weight > 0]
+    task = config.task.name if config.task is not None and config.task.name in TASKS else ""
+    if task in ("captioning", "answering") or (task not in ("", "retrieval", "anomaly") and config.data.text is not None):
+        wanted.append(f"task.name={task}")
+    need(
+        not wanted,
+        f"`model.fusion_layers` is 0, so that no text sees an image, which {wanted[0] if wanted else ''} is there for. Set "
+        "model.fusion_layers to 1 or more, or, where samples have no images, data.image=false.",
+    )
 
 
 def _check_task(config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import time
@@ -105,7 +106,7 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     tokenizer = TextTokenizer(tokenizer_of(folder), config.data.begin)
     start = time.perf_counter()
     out = Path(command.out) if command.out else folder.parent.parent / "evaluations" / command.task
-    unfinished = Unfinished(out / UNFINISHED, _identity(folder, config, command, device))
+    unfinished = Unfinished(out / UNFINISHED, _identity(folder, config, command, device, task))
     if unfinished.done:
         logger.info("going on after %d batches that an interrupted evaluation has left in %s", len(unfinished.done), unfinished.path)
     records = predict_records(
@@ -138,6 +139,8 @@ def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig
             f"`task={command.task}` needs a model with a {kind.head} head; this one was trained without. {origin}: fine-tune it for the "
             "task first."
         )
+    need(command.batch > 0, f"`batch` must be at least 1; got {command.batch}.")
+    need(command.samples >= 0, f"`samples` must be at least 1, or 0 for all; got {command.samples}.")
     need(command.rerank >= 0, f"`rerank` must be at least 1, or 0 for none; got {command.rerank}.")
     need(
         not command.rerank or trained.objectives.matching.weight > 0,
@@ -209,8 +212,10 @@ def predict_records(
     own: list[Record] = [record for number in sorted(kept) for record in kept[number]]
     with torch.no_grad():
         batches = evaluation_batches(dataset, collator, samples=total, batch=batch, rank=together.rank, size=together.size, skip=kept)
-        for number, micro in batches:
+        for number, micro, quarantined in batches:
             found = task.predict(model, micro.to(device), tokenizer)
+            bad = [{"position": place, "key": key, "left_out": f"it does not decode: {why.rstrip('.')}"} for place, key, why in quarantined]
+            found = [*found, *bad]
             if unfinished is not None:
                 unfinished.add(number, found)
             own += found
@@ -220,6 +225,7 @@ def predict_records(
     why = f" {left_out[0]['key']}, for example: {left_out[0]['left_out']}." if left_out else ""
     count, why = together.tell((len(records), why))
     if not count:
+        why = why or (f" It reads data.label={config.data.label}." if config.data.label else "")
         raise DataError(
             f"No sample of {config.data.shards!r} has what the task {task.name} needs.{why} Look at them with `mmscale shards show`."
         )
@@ -233,8 +239,8 @@ def predict_records(
     return kind.refine(look, records)
 
 
-def _identity(folder: Path, config: RunConfig, command: EvaluateCommand, device: torch.device) -> dict[str, Any]:
-    """Everything that the records of an evaluation depend on."""
+def _identity(folder: Path, config: RunConfig, command: EvaluateCommand, device: torch.device, task: Task) -> dict[str, Any]:
+    """Everything that the records of an evaluation depend on; of a task of one's own the file that it is in, which is mended meanwhile."""
     commit = (folder / MANIFEST_NAME).read_bytes() if (folder / MANIFEST_NAME).is_file() else b""
     settings = {name: value for name, value in configfile.to_plain(command).items() if name != "out"}
     return {
@@ -244,6 +250,7 @@ def _identity(folder: Path, config: RunConfig, command: EvaluateCommand, device:
         "command": settings,
         "device": device.type,
         "versions": {name: version(name) for name in ("mmscale", "torch")},
+        "code": hashlib.sha256(Path(inspect.getfile(type(task))).read_bytes()).hexdigest(),
     }
 
 

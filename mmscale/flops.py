@@ -7,6 +7,8 @@ Source: Kaplan et al. 2020, table 1; Chowdhery et al. 2022 (PaLM), appendix B, f
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from mmscale.counts import Counts
@@ -18,6 +20,7 @@ PEAK_TERAFLOPS = {
     "B200": (2250.0, 80.0),
     "GB200": (2500.0, 80.0),
     "H200": (989.0, 67.0),
+    "GH200": (989.0, 67.0),
     "H100 PCIe": (756.0, 51.0),
     "H100 NVL": (835.0, 60.0),
     "H100": (989.0, 67.0),
@@ -51,7 +54,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 def named_peak(name: str, dtype: torch.dtype) -> float | None:
     """Peak operations a second of the device of this name; None where it is not in the table."""
-    known = sorted((key for key in PEAK_TERAFLOPS if key in name), key=len)
+    known = sorted((key for key in PEAK_TERAFLOPS if re.search(rf"(?<![A-Za-z0-9]){re.escape(key)}(?![0-9])", name)), key=len)
     if not known:
         return None
     half, single = PEAK_TERAFLOPS[known[-1]]

@@ -5,6 +5,7 @@ Source: Hu et al. 2022 (LoRA), section 4.1.
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 from torch import Tensor, nn
@@ -27,23 +28,35 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> str:
         What was done, for people.
 
     Raises:
-        ConfigError: peft is not installed, or nothing matches.
+        ConfigError: peft is not installed, or `lora.targets` matches nothing, or what is no linear layer.
     """
     if find_spec("peft") is None:
         raise ConfigError("`lora.rank` needs the package peft. Install it: pip install 'mmscale[lora]'.")
     import peft
 
+    _check_targets(model, config.targets)
     trained = matching(model, config.train, "lora.train") + [name for name, _ in model.named_parameters() if name.startswith(TASK_HEADS)]
     kept = {id(model.get_parameter(name)) for name in trained}
     adapters = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.targets)
-    try:
-        peft.inject_adapter_in_model(adapters, model)
-    except ValueError as e:
-        raise ConfigError(f"`lora.targets`: {config.targets!r} names no linear layers of the model: {str(e).splitlines()[0]}") from e
+    peft.inject_adapter_in_model(adapters, model)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad or id(parameter) in kept)
     added = [p for name, p in model.named_parameters() if ".lora_" in name]
     return f"lora        rank {config.rank} in {len(added) // 2} layers, {sum(p.numel() for p in added):,} parameters"
+
+
+def _check_targets(model: nn.Module, targets: str) -> None:
+    """Only a linear layer's adapter can be merged; peft would also adapt tables and convolutions."""
+    try:
+        expression = re.compile(targets)
+    except re.error as e:
+        raise ConfigError(f"`lora.targets`: {targets!r} is not a regular expression: {e}.") from e
+    found = {name: module for name, module in model.named_modules() if expression.fullmatch(name)}
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    other = [name for name, module in found.items() if not isinstance(module, nn.Linear)]
+    if other or not found:
+        what = f"matches {other[0]}, which is no linear layer" if other else "names no linear layers of the model"
+        raise ConfigError(f"`lora.targets`: {targets!r} {what}. It is matched with whole names, such as {linear[0]}.")
 
 
 def merged_name(name: str) -> str | None:

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mmscale.modalities.modality import all_keys_of, build_modalities
+from mmscale.ranges import check_ranges
 from shards import configfile
 from shards.configfile import need
+
+WIDEST_HEAD = 256
+"""Of the attention kernels of CUDA devices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +124,7 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise ConfigError for a shape that cannot be built."""
+        check_ranges("model", self)
         need(
             self.hidden_size % self.num_heads == 0,
             f"`model.num_heads` must divide model.hidden_size = {self.hidden_size}; got {self.num_heads}.",
@@ -130,13 +135,17 @@ class ModelConfig:
         )
         need(min(self.image_std) > 0, f"`model.image_std` must be above 0; got {list(self.image_std)}.")
         width, heads = self.text.hidden_size or self.hidden_size, self.text.num_heads or self.num_heads
-        need(self.text.table_std > 0, f"`model.text.table_std` must be above 0; got {self.text.table_std}.")
         need(width % heads == 0, f"`model.text.num_heads` must divide the text's width {width}; got {heads}.")
         need(
             self.image.pooling == "attention" or self.image.leading_tokens > 0,
             "`model.image.pooling=cls` reads the first leading token, and model.image.leading_tokens is 0. "
             "Set model.image.pooling=attention or leading_tokens to 1.",
         )
+        for key, size in (("model", self.hidden_size // self.num_heads), ("model.text", width // heads)):
+            need(
+                size <= WIDEST_HEAD,
+                f"`{key}.num_heads` gives heads of width {size}, and attention kernels take at most {WIDEST_HEAD}. Take more heads.",
+            )
         self._check_positions({"hidden_size / num_heads": self.hidden_size // self.num_heads, "that of model.text": width // heads})
         self._check_modalities()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmscale.ranges import check_ranges
 from shards.configfile import need
 
 TASKS = ("classification", "vqa", "tagging", "regression", "retrieval", "captioning", "answering", "reasoning", "anomaly")
@@ -52,7 +53,8 @@ class ObjectivesConfig:
     masked_image: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def check(self) -> None:
-        """Raise ConfigError for negatives that cannot be had."""
+        """Raise ConfigError for numbers out of range, and negatives that cannot be had."""
+        check_ranges("objectives", self, OBJECTIVES)
         for name in ("matching", "masked_language", "captioning", "masked_image"):
             need(
                 getattr(self, name).negatives == "micro",
@@ -99,6 +101,7 @@ class TaskConfig:
 
     def check(self) -> None:
         """Raise ConfigError for settings that cannot be."""
+        check_ranges("task", self)
         need(self.rerank >= 0, f"`task.rerank` must be at least 1, or 0 for none; got {self.rerank}.")
         check_decoding("task.", self.beams, self.temperature, self.top_k, self.top_p)
 

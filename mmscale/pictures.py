@@ -45,7 +45,7 @@ def draw_retrieval(records: Sequence[Record], dataset: ShardDataset, path: Path,
 
 
 def _draw_query(axis: Any, caption: str, rank: int) -> None:
-    axis.text(0.97, 0.58, _wrapped(caption), ha="right", va="center", fontsize=8.5)
+    axis.text(0.97, 0.58, _plain(_wrapped(caption)), ha="right", va="center", fontsize=8.5)
     axis.text(0.97, 0.02, f"right image at rank {rank:,}", ha="right", va="bottom", fontsize=7, color=_RIGHT if rank == 1 else _FAINT)
     axis.axis("off")
 
@@ -195,7 +195,7 @@ def draw_anomalies(records: Sequence[Record], dataset: ShardDataset, path: Path,
     axis = upper.subplots()
     kinds = {"normal": (False, _RIGHT), "anomaly": (True, _WRONG), "not known": (None, _OTHER)}
     scores = {name: [r["score"] for r in ranked if r["anomaly"] is kind] for name, (kind, _) in kinds.items()}
-    bins = np.histogram_bin_edges([r["score"] for r in ranked], 40)
+    bins = _edges([r["score"] for r in ranked])
     for name, (_, colour) in kinds.items():
         if scores[name]:
             axis.hist(scores[name], bins, color=colour, alpha=0.6, label=f"{name} ({len(scores[name]):,})")
@@ -290,6 +290,13 @@ def _draw_example(axis: Any, record: Record, dataset: ShardDataset, text: str | 
     label, prediction = (textwrap.shorten(str(record[key]), 26, placeholder="...") for key in ("label", "prediction"))
     said = f"{prediction} ({record['confidence']:.0%})" + ("" if record["label"] == record["prediction"] else f"\nlabel: {label}")
     axis.set_xlabel(_plain(said), fontsize=7.5, color=colour, labelpad=3)
+
+
+def _edges(scores: list[float], bins: int = 40) -> NDArray[np.float64]:
+    """Edges of a histogram's bins, also of scores that nothing but rounding tells apart."""
+    low, high = (min(scores), max(scores)) if scores else (0.0, 1.0)
+    margin = max(0.0, 1e-6 * max(abs(low), abs(high), 1e-30) - (high - low))
+    return np.linspace(low - margin, high + margin or 1.0, bins + 1)
 
 
 def _plain(text: str) -> str:

@@ -149,7 +149,7 @@ def with_global_negatives(run: Run, batch: StepBatch) -> list[Sequence[Objective
         seed_micro_step(run.config.train.seed, batch.step, index, run.world.rank)
         run.engine(micro, torch.ones(len(objectives), device=run.world.device), objectives)
 
-    collected = feature_cache.collect(forward, batch.micro, run.objectives, run.config.model.dropout)
+    collected = feature_cache.collect(forward, batch.micro, run.objectives, run.config.drops_out())
     return [[r if o is contrastive else o for o in run.objectives] for r in feature_cache.replay(collected, contrastive.weight)]
 
 

@@ -41,11 +41,16 @@ def normalise_answer(answer: str) -> str:
     return " ".join(_APOSTROPHE_LOST.get(word, word) for word in words if word not in _ARTICLES)
 
 
+def answer_form(answer: str) -> str:
+    """The form that answers are compared in: the official one, or plain lower case where that leaves nothing, as of the choice A."""
+    return normalise_answer(answer) or _plain(answer).lower()
+
+
 def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Score a prediction by the answers that people gave: the mean over people of min(1, others who agree with it / 3).
 
     Where all people agree, the official code compares letter by letter; else both sides are normalised. Of fewer than four answers, with
-    which nobody could be wholly right, each is right: 1 for one of them in the normal form.
+    which nobody could be wholly right, each is right: 1 for one of them as `answer_form` has it.
 
     Args:
         prediction: one answer.
@@ -55,7 +60,7 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
         0 to 1.
     """
     if len(answers) <= AGREEING:
-        return float(normalise_answer(prediction) in map(normalise_answer, answers))
+        return float(answer_form(prediction) in map(answer_form, answers))
     given, said = [_plain(answer) for answer in answers], _plain(prediction)
     if len(set(given)) > 1:
         given, said = [normalise_answer(answer) for answer in given], normalise_answer(said)

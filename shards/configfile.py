@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -66,6 +66,7 @@ def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
     """
     merged = cast(DictConfig, OmegaConf.structured(cls))
     for where, layer in layers:
+        _refuse_truths(cls, layer, "", where)
         try:
             merged = cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(dict(layer))))
         except OmegaConfBaseException as e:
@@ -77,6 +78,21 @@ def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
         return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as e:
         raise ConfigError(f"{_explain(e)}.") from e
+
+
+def _refuse_truths(cls: type, layer: Mapping[str, Any], prefix: str, where: str) -> None:
+    """YAML reads yes, no, true and false as truth values, which would silently become the texts True and False in a list of texts."""
+    hints = get_type_hints(cls)
+    for name, value in layer.items():
+        options = [hints.get(name), *get_args(hints.get(name))]
+        inner = next((o for o in options if dataclasses.is_dataclass(o)), None)
+        if isinstance(value, Mapping) and isinstance(inner, type):
+            _refuse_truths(inner, value, f"{prefix}{name}.", where)
+        if isinstance(value, list) and list[str] in options and any(isinstance(v, bool) for v in value):
+            raise ConfigError(
+                f"`{prefix}{name}` is a list of texts, and YAML reads yes, no, true and false as truth values; got {value} (in {where}). "
+                "Put them into quotes: ['true', 'false']."
+            )
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:

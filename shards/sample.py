@@ -50,7 +50,7 @@ class Sample:
                 return ext, self.parts[ext]
         for name in sorted(self.parts):
             stem, _, ext = name.rpartition(".")
-            if ext in IMAGE_EXTENSIONS and not stem.isdigit():
+            if ext in IMAGE_EXTENSIONS and not stem.isdecimal():
                 return ext, self.parts[name]
         return None
 

@@ -104,7 +104,8 @@ def rewrite(text: str, config: AugmentConfig, draws: NDArray[np.float64]) -> str
     phrases = _followed(config, draws)
     if not phrases:
         return text
-    return _pattern(tuple(phrases)).sub(lambda found: phrases[found[0].casefold()], text)
+    pattern, order = _pattern(tuple(phrases))
+    return pattern.sub(lambda found: phrases[order[(found.lastindex or 1) - 1]], text)
 
 
 def follows(config: AugmentConfig) -> bool:
@@ -119,17 +120,21 @@ def _followed(config: AugmentConfig, draws: NDArray[np.float64]) -> dict[str, st
         turn = int(draws[_DIHEDRAL] * 8) if config.dihedral else 0
         mirrored = (config.flip > 0 and draws[_FLIP] < config.flip) != (turn >= 4)
         for place, phrase in enumerate(config.directions):  # a mirror swaps right and left, a turn goes against the clock
-            phrases[phrase.casefold()] = config.directions[((-place if mirrored else place) - turn) % 4]
+            phrases[phrase] = config.directions[((-place if mirrored else place) - turn) % 4]
     if config.colours and config.channel_permutation:
         for new, old in enumerate(_PERMUTATIONS[int(draws[_CHANNELS] * 6)]):
-            phrases[config.colours[old].casefold()] = config.colours[new]
+            phrases[config.colours[old]] = config.colours[new]
     return phrases
 
 
 @lru_cache(maxsize=16)
-def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+def _pattern(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], list[str]]:
+    """What finds a phrase as whole words, in any case, and the phrase that each of its groups stands for.
+
+    A word ends where no letter or digit follows: `\\b` would see an end inside of words with vowel signs, such as those of Hindi.
+    """
     longest_first = sorted(phrases, key=len, reverse=True)
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(f'({re.escape(phrase)})' for phrase in longest_first)})(?!\w)", re.IGNORECASE), longest_first
 
 
 def _move(image: NDArray[np.uint8], config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from shards.errors import ConfigError
@@ -19,6 +19,8 @@ def label_of(value: Any) -> str | None:
         return max(counts, key=counts.__getitem__) if counts else None
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
@@ -70,6 +72,22 @@ def tag_counts(reader: ShardReader | JoinedReader, field: str) -> tuple[Counter[
             counts.update(labels)
             samples += 1
     return counts or _no_label(field), samples
+
+
+def need_labels(reader: ShardReader | JoinedReader, field: str, labels: Sequence[str]) -> None:
+    """Read a data set up to the first sample that has one of the labels.
+
+    Raises:
+        ConfigError: none has, so that nothing would be learned.
+    """
+    found: set[str] = set()
+    for value in _values(reader, field):
+        here = labels_of(value) or []
+        if not set(labels).isdisjoint(here):
+            return
+        found.update(here[: max(0, 3 - len(found))])
+    seen = f"what they have is {', '.join(map(repr, sorted(found)))}" if found else f"none has the field {field!r}"
+    raise ConfigError(f"`data.labels` = {list(labels)[:3]}: no sample's `data.label={field}` is one of them; {seen}. Mend the one or the other.")
 
 
 def _no_label(field: str) -> NoReturn:

@@ -245,7 +245,7 @@ def evaluation_batches(
     prefetch: int = 2,
     device: torch.device | None = None,
     skip: Container[int] = (),
-) -> Iterator[tuple[int, Batch]]:
+) -> Iterator[tuple[int, Batch, list[Quarantined]]]:
     """Yield this rank's share of the first samples of a data set, for evaluation.
 
     Ranks take turns by `batch` positions. Every rank yields the same number of batches, the last ones short or empty where there is
@@ -264,7 +264,7 @@ def evaluation_batches(
         skip: numbers of the batches that are left out.
 
     Yields:
-        The number of each batch of this rank, from 0, and the batch.
+        The number of each batch of this rank, from 0, the batch, and what of it did not decode.
     """
     device = device or torch.device("cpu")
     total = min(samples, len(dataset))
@@ -273,6 +273,6 @@ def evaluation_batches(
     try:
         wanted = located(dataset, (range(min(f, total), min(f + batch, total)) for f in firsts.values()))
         for number, micro in zip(firsts, read_ahead(feed, wanted, prefetch), strict=True):
-            yield number, micro.batch.to(device)
+            yield number, micro.batch.to(device), micro.quarantined
     finally:
         feed.close()

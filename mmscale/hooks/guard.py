@@ -89,7 +89,14 @@ class GuardHook:
                 append_line(self.folder.skipped, record)
             logger.warning("%s", self._line(step.step, found))
         config, allowed = self.config, max(self.config.max_count, self.config.max_fraction * step.step)
-        if self.in_a_row > config.max_consecutive or self.total > allowed:
+        if step.sums.passed_over and self.total > allowed:
+            self.failure = (
+                f"Step {step.step} was passed over, since the run was rolled back for a spike of its loss ({self.folder.rollbacks}): "
+                f"{self.total} of {step.step} steps are left out, more than guard.max_fraction = {config.max_fraction:g} and "
+                f"guard.max_count = {config.max_count} allow. Go on from the last checkpoint with a lower optimizer.lr or "
+                "train.clip_norm, a higher guard.spike, or a higher guard.max_count."
+            )
+        elif self.in_a_row > config.max_consecutive or self.total > allowed:
             self.failure = (
                 f"Step {step.step} was skipped because {_what(found)}: {self.in_a_row} in a row and {self.total} of {step.step} steps, "
                 f"more than guard.max_consecutive = {config.max_consecutive}, or guard.max_fraction = {config.max_fraction:g} and "

@@ -23,6 +23,12 @@ from shards.sample import Sample
 Grid = tuple[int, int, int]
 """Patches of an item along time, height and width; a modality without an axis has 1 there."""
 
+_TAKEN = (
+    "apply bfloat16 buffers children clear compile cpu cuda double eval float forward half "
+    "ipu items keys modules mtia parameters pop to train training type update values xpu"
+)
+TAKEN = frozenset(_TAKEN.split())
+"""Attributes of torch's ModuleDict, which holds what belongs to a modality by its name; of several words nobody takes one."""
 KINDS = {
     "image": "mmscale.modalities.image:NativeImage",
     "audio": "mmscale.modalities.audio:Audio",
@@ -191,7 +197,10 @@ def all_keys_of(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _build(name: str, entry: Any, model: Any) -> Modality:
     where = f"model.modalities.{name}"
     need(isinstance(entry, Mapping), f"`{where}` must be a mapping such as {{kind: audio}}, or the name of a part; got {entry!r}.")
-    need(name.isidentifier() and name != "text", f"`{where}`: the name must be a word of letters and digits other than `text`.")
+    need(
+        name.isidentifier() and name != "text" and name not in TAKEN,
+        f"`{where}`: the name must be a word of letters and digits other than `text` and than what torch's modules have, such as `items`.",
+    )
     kind = str(entry.get("kind", name))
     need((name == "image") == (kind == "image"), f"`{where}.kind`: `image` is the kind of the entry `image` and of no other; got {kind}.")
     loaded = configfile.build(_class_of(kind, where), [(where, {**entry, "kind": kind})])
@@ -200,7 +209,7 @@ def _build(name: str, entry: Any, model: Any) -> Modality:
     }
     built: Modality = dataclasses.replace(loaded, **inherited)
     need(
-        built.expert.isidentifier() and built.expert != "text",
+        built.expert.isidentifier() and built.expert != "text" and built.expert not in TAKEN,
         f"`{where}.expert` must be `perception` or a word of its own, and not `text`; got {built.expert!r}.",
     )
     built.check(where)

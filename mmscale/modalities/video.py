@@ -71,7 +71,7 @@ class Video(Modality):
         if part is not None:
             frames_THWC = self._decoded(part, sample.key)
         else:
-            pictures = sorted(name for name in sample.parts if _is_frame(name))
+            pictures = sorted((name for name in sample.parts if _is_frame(name)), key=_frame_number)
             if not pictures:
                 return None
             chosen = [pictures[i] for i in self.chosen(len(pictures))]
@@ -123,6 +123,11 @@ class Video(Modality):
         return self.image_size or 224
 
 
+def _frame_number(name: str) -> tuple[int, str]:
+    """10.png comes after 9.png, with leading zeros or without."""
+    return int(name.partition(".")[0]), name
+
+
 def _is_frame(name: str) -> bool:
     number, _, extension = name.partition(".")
-    return number.isdigit() and extension in IMAGE_EXTENSIONS
+    return number.isdecimal() and extension in IMAGE_EXTENSIONS

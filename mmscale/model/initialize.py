@@ -25,12 +25,13 @@ def initialize_module(module: nn.Module, config: MMScaleConfig) -> None:
 
     A layer's weights have the standard deviation 1 / sqrt(inputs) (LeCun et al. 1998, section 4.6), so that a narrow model starts with
     activations as large as a wide one: with BERT's 0.02 for every width, one of width 128 needs several times as many samples. Layers that
-    write into the residual stream are scaled by 1 / sqrt(2 x layers) (Radford et al. 2019, section 2.3). Tables of text, which a norm
+    write into the residual stream are scaled by 1 / sqrt(2 x layers) (Radford et al. 2019, section 2.3), with unimodal_layers +
+    fusion_layers as the layers also where a tower has another number of its own. Tables of text, which a norm
     follows, take `text.table_std`, the last layers of heads `initializer_range`; what is added to patches is about as large as they are.
     """
     std = config.initializer_range
     if isinstance(module, nn.Linear):
-        depth = 2 * (config.unimodal_layers + config.fusion_layers) if isinstance(module, ResidualLinear) else 1
+        depth = 2 * max(1, config.unimodal_layers + config.fusion_layers) if isinstance(module, ResidualLinear) else 1
         _truncated(module.weight, std if isinstance(module, OutputLinear) else 1 / math.sqrt(depth * module.in_features))
         if module.bias is not None:
             initialization.zeros_(module.bias)

@@ -24,6 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from mmscale.model.fused import fused
 
+HEAD_MULTIPLE = 8
+"""What the width of a head must be a multiple of in the varlen kernels."""
 Projected = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each (T, H, K)."""
 
@@ -51,13 +53,16 @@ class Ragged:
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, causal: bool) -> Tensor:
     """Call the kernel. With queries shorter than keys its causal mask is aligned at the bottom right: query i of n sees the keys up to
-    the i-th of the last n."""
+    the i-th of the last n. It takes heads of a multiple of 8; narrower ones are filled with zeros, which add nothing to a product."""
     from torch.nn.attention.varlen import varlen_attn  # a torch of 2.10 or later, which only this back end needs
 
-    window = (-1, 0 if causal else -1)
-    out = varlen_attn(q, k, v, queries.offsets, keys.offsets, queries.longest, keys.longest, window_size=window)
+    width, window = q.shape[-1], (-1, 0 if causal else -1)
+    if spare := -width % HEAD_MULTIPLE:
+        q, k, v = (F.pad(t, (0, spare)) for t in (q, k, v))
+    places = queries.offsets, keys.offsets, queries.longest, keys.longest
+    out = varlen_attn(q, k, v, *places, scale=width**-0.5, window_size=window)
     assert isinstance(out, Tensor)
-    return out
+    return out[..., :width] if spare else out
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,12 @@ def same_group(positions_M: Tensor, others: Tensor, group: int | None) -> Tensor
 
 
 def negative_candidates(batch: Batch, group: int | None) -> Tensor:
-    """Which samples j may give sample i a negative image or text, bool (M, M)."""
+    """Which samples j may give sample i a negative image or text, bool (M, M): their captions differ, and what matching reads."""
     pair_M = has(batch.perception_rows_N, batch.size) & has(batch.text.rows_S, batch.size)
+    read_M = batch.positions_M.new_zeros(batch.size)
+    read_M[batch.text.rows_S] = text_hash(batch.text, masked=True)
     hash_M = row_hash(batch)
-    differ_MM = hash_M[:, None] != hash_M[None]
+    differ_MM = (hash_M[:, None] != hash_M[None]) & (read_M[:, None] != read_M[None])
     return differ_MM & pair_M[:, None] & pair_M[None] & same_group(batch.positions_M, batch.positions_M, group)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmscale.data.batch import IGNORE, Batch
 from mmscale.model.state import State
@@ -14,6 +16,12 @@ from mmscale.objectives.base import Term
 
 if TYPE_CHECKING:
     from mmscale.model.model import MMScaleModel
+
+
+@lru_cache(maxsize=4)
+def _on(device: torch.device, dtype: torch.dtype, weights: tuple[float, ...]) -> Tensor:
+    """Weights (C,) on a device, copied there once: a copy in every step would wait for it."""
+    return torch.tensor(weights, device=device, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +49,7 @@ class Classify:
     def loss(self, state: State, batch: Batch, model: MMScaleModel) -> Term:
         """Sum over labelled samples; of a mixture both labels count, each by its share. The accuracy logged is that of the larger part."""
         logits_MC, labels_M = state.class_logits_MC[self.head], batch.targets[self.head]
-        weight_C = None if self.class_weights is None else logits_MC.new_tensor(self.class_weights)
+        weight_C = None if self.class_weights is None else _on(logits_MC.device, logits_MC.dtype, self.class_weights)
         cross_entropy = partial(F.cross_entropy, logits_MC, weight=weight_C, ignore_index=IGNORE, label_smoothing=self.label_smoothing)
         if batch.mixing is None:
             loss = cross_entropy(labels_M, reduction="sum")

@@ -93,15 +93,15 @@ def wanted(objectives: Sequence[Objective], micro_batches: int) -> Contrastive |
     return found[0] if found and micro_batches > 1 else None
 
 
-def collect(forward: Forward, micro: Sequence[Batch], objectives: Sequence[Objective], dropout: float) -> Collector:
+def collect(forward: Forward, micro: Sequence[Batch], objectives: Sequence[Objective], dropout: bool) -> Collector:
     """Run the first pass.
 
     Args:
         forward: runs the model.
         micro: the micro-batches of this rank.
         objectives: those of training.
-        dropout: of the model. With dropout both passes must draw the same numbers: the lower layers then compute all that they compute
-            in the second one; without, only images and captions.
+        dropout: whether the model or its adapters have any. With dropout both passes must draw the same numbers: the lower layers then
+            compute all that they compute in the second one; without, only images and captions.
     """
     on = [o.wants() for o in objectives]
     masked = {key: value for wants in on for key, value in wants.items() if key in ("masked_image", "features")}

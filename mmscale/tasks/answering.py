@@ -24,7 +24,7 @@ from mmscale.tasks.kinds import TaskKind
 from mmscale.tasks.task import Metrics, Record, Resampler, mean_of_resamples, record_of, texts_of
 from mmscale.tasks.vqa import answers_of, vqa_accuracy
 from mmscale.tasks.writing import Writing
-from shards.answers import answer_accuracy, normalise_answer
+from shards.answers import answer_accuracy, answer_form
 from shards.errors import ConfigError
 
 NO_IMAGE = "it has a question and an answer, but no image (nor an item of another modality) to write about"
@@ -68,7 +68,7 @@ class Answering:
 
     def score(self, records: Sequence[Record]) -> Metrics:
         """VQA accuracy, also by type of answer, and how often the answer equals one of the given ones in the normal form."""
-        exact = [normalise_answer(r["prediction"]) in {normalise_answer(a) for a in r["answers"]} for r in records]
+        exact = [answer_form(r["prediction"]) in set(map(answer_form, r["answers"])) for r in records]
         return {**vqa_accuracy(records), "any_match": sum(exact) / len(exact), "samples": float(len(records))}
 
     def resampler(self, records: Sequence[Record]) -> Resampler:
@@ -83,7 +83,8 @@ def _trie(model: MMScaleModel, tokenizer: TextTokenizer, batch: Batch) -> Trie:
     if 2 * len(longest) >= model.config.max_text_tokens:
         raise ConfigError(
             f"`task.answers=listed`: the answer {tokenizer.decode(longest)!r} has {len(longest)} tokens; it must have less than half of "
-            f"model.max_text_tokens = {model.config.max_text_tokens}, as the other half is the question's. Leave it out of `data.labels`."
+            f"model.max_text_tokens = {model.config.max_text_tokens}, as the other half is the question's. Train with "
+            "`data.labels` that leaves it out, or evaluate with free=true."
         )
     return Trie(ids, batch.positions_M.device)
 
@@ -94,7 +95,7 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
         return Facts()
     if config.data.labels:
         return Facts(labels=tuple(config.data.labels))
-    found = {normalise_answer(text) for text in label_vocabulary(dataset.reader, target_field(config))}
+    found = {answer_form(text) for text in label_vocabulary(dataset.reader, target_field(config))}
     return Facts(labels=tuple(sorted(found - {""})))
 
 

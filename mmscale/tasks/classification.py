@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmscale.config import RunConfig
 from mmscale.data.batch import Batch
 from mmscale.data.dataset import ShardDataset
-from mmscale.data.labels import label_counts, label_of, label_vocabulary
+from mmscale.data.labels import label_counts, label_of, label_vocabulary, need_labels
 from mmscale.data.targets import Facts, LabelTarget
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
@@ -158,6 +158,7 @@ def study_labels(config: RunConfig, dataset: ShardDataset) -> Facts:
     if config.task is not None and config.task.class_weights == "balanced":
         return _balanced(config, dataset, field)
     if config.data.labels:
+        need_labels(dataset.reader, field, config.data.labels)
         return Facts(labels=tuple(config.data.labels))
     labels = label_vocabulary(dataset.reader, field)
     if len(labels) < 2:

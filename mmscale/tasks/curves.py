@@ -10,23 +10,28 @@ from numpy.typing import NDArray
 
 
 def weighted_average_precision(
-    target_N: NDArray[np.bool_], score_N: NDArray[np.float32], counts_RN: NDArray[np.float64]
+    target_N: NDArray[np.bool_], score_N: NDArray[np.float32], counts_NR: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Average precision of R resamples (R,), NaN where one has no positive; equal scores are one threshold, as in scikit-learn.
 
     Args:
         target_N: whether each record has the label.
         score_N: its score.
-        counts_RN: how often each resample has each record.
+        counts_NR: how often each resample has each record, a record a row: rows are taken in the order of scores, and whole rows fast.
     """
     order = np.argsort(-score_N, kind="stable")
-    last_K = np.append(np.flatnonzero(np.diff(score_N[order])), len(order) - 1)
-    counts_RN = counts_RN[:, order]
-    all_RK = counts_RN.cumsum(1)[:, last_K]
-    hits_RK = (counts_RN * target_N[order]).cumsum(1)[:, last_K]
-    gained_RK = np.diff(hits_RK, axis=1, prepend=0)
-    area_R: NDArray[np.float64] = (gained_RK * hits_RK / np.maximum(all_RK, 1)).sum(1)
-    return ratio(area_R, hits_RK[:, -1])
+    score_N, target_N = score_N[order], target_N[order]
+    group_N = np.cumsum(np.r_[False, np.diff(score_N) != 0])
+    hits = np.flatnonzero(target_N)
+    if not len(hits):
+        return np.full(counts_NR.shape[1], np.nan)
+    groups, first = np.unique(group_N[hits], return_index=True)
+    ends_K = np.searchsorted(group_N, groups, side="right")  # only thresholds with a positive add to the area
+    all_KR = np.add.reduceat(counts_NR[order[: ends_K[-1]]], np.r_[0, ends_K[:-1]], axis=0).cumsum(0, dtype=np.float64)
+    gained_KR = np.add.reduceat(counts_NR[order[hits]], first, axis=0)
+    hits_KR = gained_KR.cumsum(0, dtype=np.float64)
+    area_R: NDArray[np.float64] = (gained_KR * hits_KR / np.maximum(all_KR, 1)).sum(0)
+    return ratio(area_R, hits_KR[-1])
 
 
 def weighted_auroc(target_N: NDArray[np.bool_], score_N: NDArray[np.float64], counts_RN: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ def score_records(task: Task, records: Sequence[Record]) -> dict[str, float | No
         records: in order of position, so that ranks and batches change nothing.
     """
     metrics = {name: finite(value) for name, value in task.score(records).items()}
-    low, high = interval(task, records)
+    low, high = (None, None) if metrics[task.main_metric] is None else interval(task, records)
     return metrics | {f"{task.main_metric}_low": low, f"{task.main_metric}_high": high}
 
 

@@ -19,7 +19,7 @@ class Reasoning(Classification):
 
     def kept_of(self, fields: dict[str, Any]) -> Record:
         """Records have `group` where the samples do."""
-        return {GROUP: str(fields[GROUP])} if GROUP in fields else {}
+        return {GROUP: str(fields[GROUP])} if fields.get(GROUP) is not None else {}
 
     def score(self, records: Sequence[Record]) -> Metrics:
         """As `Classification`, and consistency: the share of groups all of whose samples are right."""

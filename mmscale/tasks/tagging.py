@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmscale.config import RunConfig
 from mmscale.data.batch import Batch
 from mmscale.data.dataset import ShardDataset
-from mmscale.data.labels import labels_of, tag_counts
+from mmscale.data.labels import labels_of, need_labels, tag_counts
 from mmscale.data.targets import Facts, TagsTarget
 from mmscale.data.tokenize import TextTokenizer
 from mmscale.model import MMScaleModel
@@ -74,16 +74,15 @@ class Tagging:
 
         A label that the model does not know is missed, which F1 counts.
         """
-        from sklearn.metrics import f1_score
-
         self._say_unknown(records)
         target_NC, probabilities_NC = _arrays(records)
         predicted_NC = probabilities_NC >= THRESHOLD
         hits, missed = int((target_NC & predicted_NC).sum()), sum(len(r["unknown"]) for r in records)
         both = int(target_NC.sum()) + int(predicted_NC.sum()) + missed
         present_C = target_NC.any(0)
-        per_label = f1_score(target_NC, predicted_NC, average=None, zero_division=0.0)[present_C | predicted_NC.any(0)]
-        per_label = [*per_label, *[0.0] * len({label for r in records for label in r["unknown"]})]
+        both_C = target_NC.sum(0) + predicted_NC.sum(0)
+        per_label_C = 2 * (target_NC & predicted_NC).sum(0) / np.maximum(both_C, 1)
+        per_label = [*per_label_C[both_C > 0], *[0.0] * len({label for r in records for label in r["unknown"]})]
         return {
             "map": self._map(target_NC, probabilities_NC),
             "micro_f1": 2 * hits / both if both else None,
@@ -98,8 +97,9 @@ class Tagging:
 
         def mean(counts_RN: NDArray[np.float64]) -> NDArray[np.float64]:
             total_R, labels_R = np.zeros(len(counts_RN)), np.zeros(len(counts_RN))
+            counts_NR = np.ascontiguousarray(counts_RN.T, dtype=np.float32)  # sums of counts are whole and small: exact
             for c in np.flatnonzero(target_NC.any(0)):
-                value_R = weighted_average_precision(target_NC[:, c], probabilities_NC[:, c], counts_RN)
+                value_R = weighted_average_precision(target_NC[:, c], probabilities_NC[:, c], counts_NR)
                 total_R += np.nan_to_num(value_R)
                 labels_R += np.isfinite(value_R)
             return ratio(total_R, labels_R)
@@ -135,6 +135,7 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
     section 3.3). Labels set by hand are not counted: their log-odds are those of one label a sample."""
     if config.data.labels:
         labels = config.data.labels
+        need_labels(dataset.reader, target_field(config), labels)
         return Facts(labels=tuple(labels), log_odds=(-math.log(max(1, len(labels) - 1)),) * len(labels))
     counts, samples = tag_counts(dataset.reader, target_field(config))
     names = sorted(counts)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from mmscale.data.labels import label_of
 from mmscale.tasks.classification import Classification, label_kind
 from mmscale.tasks.task import Metrics, Record
 from shards.answers import answer_accuracy
@@ -27,8 +28,8 @@ def answers_of(fields: dict[str, object], name: str) -> Record:
     """What a sample's json says of its answers: `answers`, texts, and `answer_type` where it is there."""
     value = fields.get(name)
     given = value if isinstance(value, list) else [value]
-    kind = {"answer_type": str(fields["answer_type"])} if "answer_type" in fields else {}
-    return {"answers": [str(answer) for answer in given if isinstance(answer, (str, int, float))], **kind}
+    kind = {"answer_type": str(fields["answer_type"])} if fields.get("answer_type") is not None else {}
+    return {"answers": [answer for answer in map(label_of, given) if answer is not None], **kind}
 
 
 def vqa_accuracy(records: Sequence[Record]) -> dict[str, float]:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -129,3 +131,19 @@ def test_texts_follow_only_what_happens_to_the_image():
     text, draws = "red above blue", draws_for(0, np.arange(50))
     assert {rewrite(text, AugmentConfig(directions=DIRECTIONS, channel_permutation=True), d) for d in draws} == {text}
     assert {rewrite(text, AugmentConfig(colours=COLOURS, dihedral=True), d) for d in draws} == {text}
+
+
+@pytest.mark.parametrize(
+    ("colours", "text", "expected"),
+    [
+        (["kırmızı", "yeşil", "mavi"], "KIRMIZI daire, kirmizi kare", "{0} daire, {0} kare"),
+        (["weiß", "grün", "blau"], "Ein weiß und ein Weiß, weißer", "Ein {0} und ein {0}, weißer"),
+        (["लाल", "हरा", "नीला"], "वर्ग नीला है", "वर्ग {2} है"),
+        (["नीचे", "हरा", "नीला"], "वर्ग नीचे है", "वर्ग {0} है"),
+        (["bright red", "red", "blue"], "a bright red, a red, infrared", "a {0}, a {1}, infrared"),
+    ],
+)
+def test_words_are_found_in_other_scripts(colours, text, expected):
+    config = AugmentConfig(colours=colours, channel_permutation=True)
+    found = {rewrite(text, config, draws) for draws in draws_for(0, np.arange(200))}
+    assert found == {expected.format(*order) for order in itertools.permutations(colours)}

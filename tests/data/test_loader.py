@@ -277,13 +277,13 @@ def test_evaluation_takes_each_sample_once_and_all_ranks_the_same_number_of_batc
     dataset = ShardDataset(folder, shuffle=False, image_size=SIZE)
     made = collator(folder.parent, folder, training=False)
     numbered = [list(evaluation_batches(dataset, made, samples=20, batch=4, rank=r, size=size, threads=2)) for r in range(size)]
-    ranks = [[batch for _, batch in batches] for batches in numbered]
+    ranks = [[batch for _, batch, _ in batches] for batches in numbered]
     assert len({len(batches) for batches in ranks}) == 1
     assert sorted(k for batches in ranks for b in batches for k in b.keys) == sorted(f"s{i}" for i in range(20))
     assert all(len(b.fields) == b.size for batches in ranks for b in batches)
     assert len(list(evaluation_batches(dataset, made, samples=1000, batch=4, rank=0, size=1))) == 8
     rest = evaluation_batches(dataset, made, samples=20, batch=4, rank=0, size=size, skip={0})
-    assert [(n, b.keys) for n, b in rest] == [(n, b.keys) for n, b in numbered[0][1:]]
+    assert [(n, b.keys) for n, b, _ in rest] == [(n, b.keys) for n, b, _ in numbered[0][1:]]
 
 
 def test_the_fork_server_imports_what_our_own_entry_point_did_but_not_itself(monkeypatch):

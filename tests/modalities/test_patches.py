@@ -32,9 +32,9 @@ def read(modality, parts):
     return grid, None if grid is None else out[: math.prod(grid)]
 
 
-def picture(height: int, width: int, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(stream, kind)
+def picture(height: int, width: int, kind: str = "PNG", shade: int | None = None) -> bytes:
+    stream, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise if shade is None else np.full_like(noise, shade)).save(stream, kind)
     return stream.getvalue()
 
 
@@ -158,6 +158,15 @@ def test_numbered_pictures_are_a_clip_and_sound_alone_is_none() -> None:
     assert read(modality, {"000.png": picture(16, 16), "001.png": picture(20, 16)})[0] == (2, 2, 2)
     with pytest.raises(SampleError, match="no pictures"):
         read(modality, {"mp4": sound_only_mp4()})
+
+
+def test_numbered_pictures_come_in_the_order_of_their_numbers() -> None:
+    """Also without leading zeros, as others write them."""
+    modality = Video(frames=12, tubelet=1, image_size=16, patch_size=8)
+    parts = {f"{i}.png": picture(16, 16, shade=20 * i) for i in range(12)}
+    grid, values = read(modality, dict(sorted(parts.items())))
+    assert grid == (12, 2, 2)
+    np.testing.assert_allclose(values.reshape(12, -1).mean(1), [20 * i for i in range(12)], atol=1)
 
 
 def test_keys_that_are_null_are_the_models_and_parts_have_names(tmp_path) -> None:

@@ -102,3 +102,17 @@ def test_the_cuda_kernel_equals_the_padded_back_end() -> None:
     got = ragged_plan(lengths, prefixes, rows, torch.bfloat16).attend(q, k, v)
     expected = padded_plan(lengths, prefixes, rows, torch.bfloat16).attend(q, k, v)
     torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_heads_of_any_width_go_through_a_kernel_that_takes_multiples_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(q, k, v, queries, keys, most_q, most_k, *, scale, window_size):  # type: ignore[no-untyped-def]
+        assert q.shape[-1] % 8 == 0
+        scaled = q * scale * q.shape[-1] ** 0.5  # the reference takes the width that it sees
+        return reference_varlen(scaled, k, v, packed.Ragged(queries, most_q), packed.Ragged(keys, most_k), window_size[1] == 0)
+
+    torch.manual_seed(0)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    ragged = packed.Ragged(torch.tensor([0, 3, 7], dtype=torch.int32), 4)
+    for width in (8, 20):
+        q, k, v = (torch.randn(7, 2, width) for _ in range(3))
+        torch.testing.assert_close(packed.varlen(q, k, v, ragged, ragged, True), reference_varlen(q, k, v, ragged, ragged, True))

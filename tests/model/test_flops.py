@@ -138,7 +138,9 @@ def test_a_cpu_has_no_known_peak() -> None:
         ("NVIDIA A100-SXM4-80GB", 312, 19.5),
         ("NVIDIA A10G", 70, 35),
         ("NVIDIA L40S", 362, 91.6),
-        ("NVIDIA GeForce GTX 1080", None, None),
+        ("NVIDIA GH200 480GB", 989, 67),
+        ("AMD Instinct MI300X", 1307.4, 163.4),
+        *((f"NVIDIA {name}", None, None) for name in ("GeForce GTX 1080", "RTX A4000", "RTX A1000", "RTX A3000 Laptop GPU", "T400 4GB")),
     ],
 )
 def test_peaks_are_found_by_the_longest_name(name: str, half: float | None, single: float | None) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from mmscale.config import LoraConfig, RunConfig
 from mmscale.data.batch import Batch
+from mmscale.lora import add_adapters
 from mmscale.model import MMScaleModel
+from mmscale.model_config import ModelConfig
 from mmscale.objectives import Objective, feature_cache
 from mmscale.objectives.captioning import Captioning
 from mmscale.objectives.contrastive import Contrastive, side_of
@@ -95,10 +98,16 @@ def test_without_the_cache_the_negatives_are_others() -> None:
     assert abs(halves - whole["losses"]["contrastive"]) > 1.0
 
 
-def test_both_passes_draw_the_same_dropout() -> None:
+@pytest.mark.parametrize("of", ["layers", "adapters"])
+def test_both_passes_draw_the_same_dropout(of: str) -> None:
     """The embeddings of the first pass are those of the second, with masked images and texts that only the second one reads."""
-    model, batch = tiny_model(dropout=0.3), make_batch(ROWS)
-    collector = collect(forward_of(model), [batch, batch], [GLOBAL, *OTHERS], 0.3)
+    model, batch = tiny_model(dropout=0.3 if of == "layers" else 0.0), make_batch(ROWS)
+    if of == "adapters":
+        add_adapters(model, LoraConfig(rank=4, dropout=0.3))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+    collector = collect(forward_of(model), [batch, batch], [GLOBAL, *OTHERS], True)
     assert not torch.equal(collector.sides[0].image_ME, collector.sides[1].image_ME)
     for index, side in enumerate(collector.sides):
         second = Kept(lower={})
@@ -106,6 +115,12 @@ def test_both_passes_draw_the_same_dropout() -> None:
         model(batch, [*OTHERS, second])
         assert torch.equal(second.sides[0].image_ME, side.image_ME)
         assert torch.equal(second.sides[0].caption_ME, side.caption_ME)
+
+
+def test_adapters_drop_out_too() -> None:
+    lora = [LoraConfig(rank=rank, dropout=dropout) for rank, dropout in ((0, 0.1), (4, 0.0), (4, 0.1))]
+    assert [RunConfig(run="r", lora=one).drops_out() for one in lora] == [False, False, True]
+    assert RunConfig(run="r", model=ModelConfig(dropout=0.1)).drops_out()
 
 
 class Kept(Collector):

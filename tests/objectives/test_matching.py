@@ -25,6 +25,11 @@ def test_candidates_are_other_pairs_of_the_group_with_another_text() -> None:
     assert grouped[4].tolist() == [False, False, False, False, False, True]
 
 
+def test_a_text_that_is_read_twice_is_no_negative_whatever_the_captions() -> None:
+    rows = [Row(caption=(i,), text=(20, 21)) for i in (5, 6, 7)] + [Row(caption=(8,), text=(20, 22))]
+    assert negative_candidates(make_batch(rows), None).tolist() == [[False, False, False, True]] * 3 + [[True, True, True, False]]
+
+
 def test_the_masked_text_is_recognised_when_there_is_no_caption() -> None:
     rows = [Row(caption=None, text=(10, 11, 12)), Row(caption=None, text=(10, 11, 12)), Row(caption=None, text=(10, 11, 13))]
     batch = make_batch(rows)

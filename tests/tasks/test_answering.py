@@ -12,9 +12,10 @@ from mmscale.data.targets import Facts
 from mmscale.evaluate import EvaluateCommand, evaluation_config
 from mmscale.tasks import build_task, study
 from mmscale.tasks.answering import KIND, NO_IMAGE, NO_QUESTION, Answering
-from mmscale.tasks.vqa import Vqa
+from mmscale.tasks.vqa import Vqa, answers_of
 from mmscale.tasks.writing import Writing
 from shards import configfile
+from shards.answers import answer_accuracy
 from shards.errors import ConfigError, DataError
 from tests.data.tiny import WORDS, caption, collator, image_bytes, write
 from tests.tasks.predicting import predict, stage
@@ -134,3 +135,20 @@ def test_a_listed_answer_must_leave_room_for_the_question(tmp_path: Path) -> Non
 
 def test_the_task_needs_no_head() -> None:
     assert KIND.head is None
+
+
+def test_an_answer_that_the_normal_form_leaves_nothing_of_is_kept(tmp_path: Path) -> None:
+    def choice(index: int) -> dict[str, bytes]:
+        return asked(0) | {"json": json.dumps({"question": "Which?", "answers": "ABC"[index % 3]}).encode()}
+
+    shards = write(tmp_path / "shards", choice)
+    config = stage(shards, data=LAYERS["data"], task={"name": "answering", "answers": "listed"})
+    assert study(config, ShardDataset(shards)) == Facts(labels=("a", "b", "c"))
+    assert answer_accuracy("a", ["A"]) == 1
+    assert answer_accuracy("", ["A"]) == answer_accuracy("the", ["A"]) == 0
+
+
+def test_answers_that_are_truth_values_are_compared_as_labels_are() -> None:
+    found = answers_of({"answers": [True] * 10, "answer_type": None}, "answers")
+    assert found == {"answers": ["true"] * 10}
+    assert answer_accuracy("true", found["answers"]) == 1

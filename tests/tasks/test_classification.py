@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,15 @@ def test_a_label_that_the_model_does_not_know_is_named(caplog: pytest.LogCapture
     ]
 
 
-def test_predicts_for_every_labelled_sample_whatever_it_holds(tmp_path: Path) -> None:
+def test_predicts_for_every_labelled_sample_whatever_it_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shards = write(tmp_path / "mixed", mixed)
     config = stage(shards, task={"name": "vqa"}, data={"label": "answer", "text": "question"})
     found = predict(tmp_path, config, LABELS)
     # of six kinds three have an answer: a pair and several captions; the one with a broken image is left out
     assert {int(r["key"][1:]) % 6 for r in found} == {0, 4}
     assert all(r["prediction"] in LABELS and 1 / 3 <= r["confidence"] <= 1 for r in found)
+    assert len(caplog.messages) == 1
+    assert re.search(r"^\d of \d+ samples of '.*mixed' are left out\. s\d, for example: it does not decode: .*[^.]\.$", caplog.messages[0])
     assert {r["key"]: r["label"] for r in found}["s0"] == "red"
 
 
@@ -103,7 +106,10 @@ def test_a_sample_that_shows_nothing_is_left_out_and_named(tmp_path: Path, caplo
     said = "it has a target, but neither an image (nor an item of another modality) nor a text to predict it from."
     assert caplog.messages == [f"2 of 6 samples of {str(shards)!r} are left out. s0, for example: {said}"]
     bare = write(tmp_path / "bare", lambda i: {"json": b'{"answer": "red"}'})
-    with pytest.raises(DataError, match=r"^No sample of '.*bare' has what the task vqa needs\. s\d, for example: it has a target, but"):
+    with pytest.raises(
+        DataError,
+        match=r"^No sample of '.*bare' has what the task vqa needs\. s\d, for example: it has a target, but",
+    ):
         predict(tmp_path, stage(bare, task={"name": "vqa"}, data={"label": "answer"}), LABELS)
 
 
@@ -131,7 +137,7 @@ def test_a_label_outside_the_vocabulary_is_wrong_and_a_missing_one_is_no_sample(
     found = predict(tmp_path, config, ["blue", "green"])
     assert len(found) == 31
     assert not any(r["label"] == r["prediction"] for r in found if r["label"] == "red")
-    with pytest.raises(DataError, match="has what the task classification needs"):
+    with pytest.raises(DataError, match=r"has what the task classification needs\. It reads data\.label=colour\. Look at"):
         predict(tmp_path, stage(shards, task={"name": "classification"}, data={"label": "colour"}), LABELS)
 
 
@@ -149,6 +155,12 @@ def test_the_label_vocabulary_is_read_or_given(tmp_path: Path) -> None:
     assert study(stage(shards, task={"name": "captioning"}), dataset) is None
     with pytest.raises(ConfigError, match=r"^`data.label` must name the json field that holds the target of the task; it is null\.$"):
         vocabulary()
+    with pytest.raises(
+        ConfigError, match=r"^`data.labels` = \['True', 'no'\]: no sample's `data.label=answer` is one of them; what they have is 'blue'"
+    ):
+        vocabulary(label="answer", labels=["True", "no"])
+    with pytest.raises(ConfigError, match=r"no sample's `data.label=colour` is one of them; none has the field 'colour'\."):
+        vocabulary(label="colour", labels=["red"])
     with pytest.raises(ConfigError, match=r"^`data.label=colour` is a field of no sample\. Name a key of the samples' json"):
         vocabulary(label="colour")
     one = write(tmp_path / "one", lambda i: {"txt": b"red", "json": b'{"answer": "red"}'})

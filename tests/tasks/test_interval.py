@@ -81,3 +81,10 @@ def test_the_interval_is_that_of_the_binomial() -> None:
 
 def test_one_record_has_an_interval_of_no_width() -> None:
     assert interval.interval(Captioning("caption"), [{"prediction": "a", "references": ["a"]}]) == (1.0, 1.0)
+
+
+def test_an_undefined_metric_has_no_interval() -> None:
+    records = [tagged(index) for index in range(10)]
+    records[0]["probabilities"] = records[0]["probabilities"] + np.float32("nan")
+    found = score_records(Tagging("tags"), records)
+    assert (found["map"], found["map_low"], found["map_high"]) == (None, None, None)

@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmscale.data.dataset import ShardDataset
-from mmscale.pictures import _draw_map, chosen_examples, confusion, draw_attention, draw_confusion, draw_examples, draw_scatter
+from mmscale.pictures import (
+    _draw_map,
+    _edges,
+    chosen_examples,
+    confusion,
+    draw_attention,
+    draw_confusion,
+    draw_examples,
+    draw_retrieval,
+    draw_scatter,
+)
 from mmscale.tasks import Record, captioning
 from mmscale.tasks.evaluated import Evaluated
 from tests.data.tiny import caption, image_bytes, write
@@ -110,3 +120,18 @@ def test_any_numbers_can_be_drawn(tmp_path: Path, numbers: list[float]) -> None:
     draw_scatter(np.array(numbers), np.array(numbers) * 2, tmp_path / "scatter.png", name="rating_$_")
     with Image.open(tmp_path / "scatter.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_prices_in_captions_are_no_formulas(tmp_path: Path) -> None:
+    shards = write(tmp_path / "d", page)
+    caption_of = ["from $5 to 10% off $20", "cost $100 & 50% of $200", "$5 ... $6"]
+    records = [{"position": i, "caption": c, "text": np.eye(3)[i], "image": np.eye(3)[i]} for i, c in enumerate(caption_of)]
+    draw_retrieval(records, ShardDataset(shards), tmp_path / "retrieval.png")
+    with Image.open(tmp_path / "retrieval.png") as picture:
+        assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize("scores", [[1.0, float(np.nextafter(1.0, 2.0))], [2.0, 2.0], [0.0], [1.0, 5.0]])
+def test_scores_that_are_all_but_equal_have_a_histogram(scores: list[float]) -> None:
+    counts, _ = np.histogram(scores, _edges(scores))
+    assert counts.sum() == len(scores)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from mmscale.assemble import build_model
 from mmscale.config import RunConfig
@@ -108,8 +108,8 @@ def test_average_precision_of_counts_is_that_of_repeated_records() -> None:
     target, score = generator.random(50) < 0.3, generator.random(50).round(1).astype(np.float32)
     counts = generator.integers(0, 4, (20, 50))
     expected = [average_precision_score(np.repeat(target, c), np.repeat(score, c)) for c in counts]
-    assert weighted_average_precision(target, score, counts.astype(float)) == pytest.approx(expected)
-    assert np.isnan(weighted_average_precision(target, score, np.where(target, 0.0, 1.0)[None])).all()
+    assert weighted_average_precision(target, score, counts.T.astype(np.float32)) == pytest.approx(expected)
+    assert np.isnan(weighted_average_precision(target, score, np.where(target, 0.0, 1.0).astype(np.float32)[:, None])).all()
 
 
 def test_the_loss_is_that_of_torch_over_samples_that_have_the_field() -> None:
@@ -171,3 +171,18 @@ def test_predicts_for_every_sample_that_has_the_field(tmp_path: Path) -> None:
     assert all(r["predictions"] == [n for n, p in zip(facts.labels or (), r["probabilities"], strict=True) if p >= 0.5] for r in found)
     with pytest.raises(ConfigError, match=r"^`data.label=colour` is a field of no sample\."):
         study(stage(shards, task={"name": "tagging"}, data={"label": "colour"}), ShardDataset(shards))
+
+
+def test_a_single_label_is_scored() -> None:
+    records = [record([1], 0.9), record([0], 0.8), record([1], 0.2), record([0], 0.1)]
+    found = TASK.score(records)
+    assert (found["micro_f1"], found["macro_f1"]) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_f1_is_that_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    target, score = generator.random((40, 5)) < 0.3, generator.random((40, 5))
+    target[:, 4], score[:, 4] = False, 0.0  # neither there nor predicted: left out
+    found = TASK.score([record(t.tolist(), *s) for t, s in zip(target, score, strict=True)])
+    assert found["macro_f1"] == pytest.approx(f1_score(target[:, :4], score[:, :4] >= 0.5, average="macro"))
+    assert found["micro_f1"] == pytest.approx(f1_score(target, score >= 0.5, average="micro"))

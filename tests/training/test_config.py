@@ -164,3 +164,66 @@ def test_who_reads_no_words_needs_no_tokenizer(tmp_path: Path) -> None:
     assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", "data.text=null"), None) == tmp_path / "tokenizer"
     (tmp_path / "tokenizer").mkdir()
     assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", *wordless), None) == tmp_path / "tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.num_heads=0", r"`model\.num_heads` must be at least 1; got 0\.$"),
+        ("model.patch_size=-1", r"`model\.patch_size` must be at least 1; got -1\.$"),
+        ("model.mlp_ratio=-1", r"`model\.mlp_ratio` must be above 0; got -1\.0\.$"),
+        ("model.fusion_layers=-1", r"`model\.fusion_layers` must be at least 0; got -1\.$"),
+        ("model.dropout=1", r"`model\.dropout` must be below 1; got 1\.0\.$"),
+        (
+            "model.hidden_size=1028",
+            r"`model\.num_heads` gives heads of width 257, and attention kernels take at most 256\.",
+        ),
+        ("objectives.contrastive.group=0", r"`objectives\.contrastive\.group` must be at least 1; got 0\.$"),
+        ("objectives.masked_language={weight: 1, mask: 15}", r"`objectives\.masked_language\.mask` must be at most 1; got 15\.0\.$"),
+        ("objectives.matching.fraction=-2", r"`objectives\.matching\.fraction` must be at least 0; got -2\.0\.$"),
+        ("objectives.captioning.weight=-1", r"`objectives\.captioning\.weight` must be at least 0; got -1\.0\.$"),
+        ("train.ema_decay=1.5", r"`train\.ema_decay` must be below 1; got 1\.5\.$"),
+        ("train.clip_norm=-1", r"`train\.clip_norm` must be at least 0; got -1\.0\.$"),
+        ("optimizer.lr=-1", r"`optimizer\.lr` must be at least 0; got -1\.0\.$"),
+        ("optimizer.layer_decay=0", r"`optimizer\.layer_decay` must be above 0; got 0\.0\.$"),
+        ("data.augment.scale=1.2", r"`data\.augment\.scale` must be at least 0 and below 1; got 1\.2\.$"),
+        ("data.augment.flip=1.5", r"`data\.augment\.flip` is a part, from 0 to 1; got 1\.5\.$"),
+        ("data.augment.shift=-2", r"`data\.augment\.shift` must be above 0, or 0 for none; got -2\.$"),
+        ("evaluate.batch=0", r"`evaluate\.batch` must be at least 1; got 0\.$"),
+        ("model.modalities={items: {kind: audio}}", r"`model\.modalities\.items`: the name must be a word .* such as `items`\.$"),
+    ],
+)
+def test_numbers_and_names_out_of_range(tmp_path: Path, word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        load(tmp_path, word)
+
+
+@pytest.mark.parametrize("labels", ["[yes, no]", "[true, false]", "['a', off]"])
+def test_truth_values_in_a_list_of_texts_are_refused(tmp_path: Path, labels: str) -> None:
+    with pytest.raises(ConfigError, match=r"^`data\.labels` is a list of texts, and YAML reads yes, no, true and false as truth values"):
+        load(tmp_path, text=STAGE.replace("shards: d", f"shards: d, labels: {labels}"))
+    quoted = load(tmp_path, text=STAGE.replace("shards: d", "shards: d, labels: ['true', 'no', 7]"))
+    assert quoted.data.labels == ["true", "no", "7"]
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["objectives.matching.weight=1"], "objectives.matching"),
+        (["objectives.captioning.weight=1"], "objectives.captioning"),
+        (["task.name=vqa", "data.label=answer"], "task.name=vqa"),
+        (["task.name=answering", "data.text=null"], "task.name=answering"),
+    ],
+)
+def test_what_fuses_needs_fusion_layers(tmp_path: Path, words: list[str], what: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^`model\.fusion_layers` is 0, so that no text sees an image, which {what} is there for\. Set "
+    ):
+        load(tmp_path, "model.fusion_layers=0", *words)
+    load(tmp_path, "model.fusion_layers=0", "data.image=false", *words)
+
+
+def test_what_sees_one_side_needs_none(tmp_path: Path) -> None:
+    load(tmp_path, "model.fusion_layers=0", "objectives.masked_language.weight=1")
+    load(tmp_path, "model.fusion_layers=0", "task.name=classification", "data.label=answer", "data.text=null")
+    load(tmp_path, "model.fusion_layers=0", "task.name=retrieval")

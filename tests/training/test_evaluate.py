@@ -38,6 +38,8 @@ def test_words_go_over_the_file_and_the_report_says_what_was_printed(tiny_run: P
         (["task=vqa", "data={glyphs}"], 2, "`task=vqa` needs a model with a label head; this one was trained without."),
         (["task=retrieval", "data={glyphs}", "sample=5"], 2, "`sample`: Key 'sample' not in 'EvaluateCommand'. Did you mean: 'samples'"),
         (["task=retrieval"], 2, "`data` is required and not set."),
+        (["task=retrieval", "data={glyphs}", "batch=0"], 2, "`batch` must be at least 1; got 0."),
+        (["task=retrieval", "data={glyphs}", "samples=-1"], 2, "`samples` must be at least 1, or 0 for all; got -1."),
         (["task=retrieval", "data={tmp}/nothing"], 1, "There is no data set folder '{tmp}/nothing'."),
     ],
 )

@@ -179,3 +179,23 @@ def test_budget_and_flags_that_come_a_step_late(
     (got,) = run_ranks(guarded, 1, tmp_path, flags, late, config, str(tmp_path))
     assert got == [*([(0, 0, False)] * late + expected)[: len(expected)], expected[-1]]
     assert len(records(tmp_path / "skipped.jsonl")) == sum(flags)
+
+
+def passed_over(rank: int, ranks: int, folder: str) -> str:
+    """What is said of more steps passed over by roll-backs than the guard allows."""
+    import torch.distributed as dist
+
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    hook = GuardHook(RunFolder(Path(folder)), GuardConfig(max_count=1), world, dist.group.WORLD, ["a"], late=0)
+    for step in (50, 51):
+        sums = StepSums(torch.ones(1), torch.full((1,), torch.nan), passed_over=True)
+        sums.skipped = torch.ones(())
+        hook.after_step(SimpleNamespace(step=step, sums=sums, batch=SimpleNamespace(host=[make_batch(random_rows(2))])))  # type: ignore[arg-type]
+    return str(hook.failure)
+
+
+def test_steps_passed_over_are_not_called_broken(tmp_path: Path) -> None:
+    (said,) = run_ranks(passed_over, 1, tmp_path, str(tmp_path))
+    assert said.startswith("Step 51 was passed over, since the run was rolled back for a spike of its loss (")
+    assert "2 of 51 steps are left out, more than guard.max_fraction = 0.01 and guard.max_count = 1 allow." in said
+    assert "finite" not in said

@@ -189,6 +189,11 @@ def test_keys_are_checked(stage: Path, word: str, message: str) -> None:
     ("config", "message"),
     [
         (LoraConfig(rank=1, targets="nothing"), r"`lora.targets`: 'nothing' names no linear layers"),
+        (
+            LoraConfig(rank=1, targets=r"text_embedding\.words|text_layers\.0\.expert\.qkv"),
+            "matches text_embedding.words, which is no linear",
+        ),
+        (LoraConfig(rank=1, targets="(qkv"), r"`lora.targets`: '\(qkv' is not a regular expression: "),
         (LoraConfig(rank=1, train=["nothing"]), r"`lora.train`: 'nothing' matches no parameter"),
     ],
 )

@@ -63,6 +63,6 @@ def test_consistency_counts_groups_that_are_right_throughout() -> None:
     task = Reasoning("reasoning", "label")
     base = {"label": "true", "confidence": 0.5, "class": 0, "probabilities": np.array([0.5, 0.5], np.float32)}
     said = [("a", "true"), ("a", "false"), ("b", "true"), ("b", "true"), (None, "true"), (None, "false")]
-    made = [base | {"position": n, "prediction": p} | ({"group": g} if g else {}) for n, (g, p) in enumerate(said)]
+    made = [base | {"position": n, "prediction": p} | task.kept_of({"group": g}) for n, (g, p) in enumerate(said)]
     scores = task.score(made)
     assert (scores["accuracy"], scores["consistency"], scores["groups"]) == (pytest.approx(4 / 6), 2 / 4, 4)
