@@ -76,7 +76,10 @@ def shards_write(
     words: Words = None,
     part: Annotated[str | None, typer.Option(metavar="I/N", help="Write the I-th of N parts; default: ask SLURM, else all.")] = None,
 ) -> None:
-    """Turn raw pairs into shards, for example: source=table path=pairs.parquet out=data/x image.short_side=256."""
+    """Turn raw pairs into shards, for example: source=table path=pairs.parquet out=data/x image.short_side=256.
+
+    Sources: folder, table, webdataset, coco, karpathy, vqa, nlvr, esc50, glyphs. Keys are in docs/shards.md and configs/demo/shards.yaml.
+    """
     from launcher import shard_commands
 
     shard_commands.write_data_set(*split_words([*(words or []), *([] if part is None else [f"part={part}"])]))
@@ -267,11 +270,17 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run folder (its newest checkpoint).")],
     words: Words = None,
 ) -> None:
-    """Evaluate a checkpoint, for example: task=retrieval data=data/x."""
+    """Evaluate a checkpoint, for example: task=retrieval data=data/x.
+
+    Tasks: classification, vqa, tagging, regression, reasoning, anomaly, retrieval, captioning, answering, or one of your own
+    (docs/tasks.md). configs/demo/evaluate.yaml has every key, commented.
+    """
     from mmscale.evaluate import evaluate_command
 
-    for name, value in evaluate_command(checkpoint, *split_words(words or [])).items():
-        print(f"{name:<24}{'null' if value is None else f'{value:.6g}'}")
+    metrics = evaluate_command(checkpoint, *split_words(words or []))
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {'null' if value is None else f'{value:.6g}'}")
 
 
 @runs_app.command("ls")

@@ -207,8 +207,8 @@ def _state(run: Path, status: Status | None, launch: LaunchRecord | None) -> str
     if launch is not None and not launch.wrote(status):
         if launch.job is not None:
             return _job_state(run, f"slurm-{launch.job}-") or "submitted"
-        if launch.exit_code is not None:
-            return "failed"
+        if launch.exit_code is not None:  # a finished run stays so when another launch of it was refused
+            return "finished" if status is not None and status.state == "finished" else "failed"
         return "starting" if launch.launcher() is not None or launch.host != os.uname().nodename else "died"
     if status is None or status.state != "running":
         return "unknown" if status is None else status.state

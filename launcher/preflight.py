@@ -19,10 +19,10 @@ from launcher.monitor import read_launch
 from launcher.plan import LaunchPlan
 from launcher.processes import processes_of_run
 from mmscale.arithmetic import plan_batch
-from mmscale.checkpoint.find import committed, resolve
+from mmscale.checkpoint.find import committed, start_of
 from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
-from mmscale.data_config import mixture_sources, reads_no_words
+from mmscale.data_config import missing_tokenizer, mixture_sources, reads_no_words
 from mmscale.finding import Finding
 from shards.errors import MmscaleError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -56,7 +56,7 @@ def _guarded(check: Callable[[Subject], Iterator[Finding]], subject: Subject) ->
     try:
         found.extend(check(subject))
     except (MmscaleError, OSError) as e:
-        found.append(Finding(check=check.__name__, level="fail", what=str(e), fix="As the message says."))
+        found.append(Finding(check=check.__name__, level="fail", what=str(e)))
     return found
 
 
@@ -208,8 +208,8 @@ def _data_set(check: str, place: str, subject: Subject | None) -> Iterator[Findi
         tokenizer = Path(subject.config.data.tokenizer or folder / "tokenizer")
         wanted = subject.config.data.tokenizer is not None or not reads_no_words(subject.config.data)
         if wanted and not tokenizer.is_dir():
-            fix = "Set data.tokenizer to a transformers tokenizer folder, or write the shards with tokenizer.kind=wordpiece."
-            yield Finding(check="tokenizer", level="fail", what=f"there is no tokenizer at {tokenizer}", fix=fix)
+            what, _, fix = missing_tokenizer(subject.config.data, tokenizer).partition(". ")
+            yield Finding(check="tokenizer", level="fail", what=what, fix=fix)
 
 
 def _faulty(manifest: Manifest) -> list[str]:
@@ -266,7 +266,7 @@ def start_weights(subject: Subject) -> Iterator[Finding]:
     """What the run starts from is there and whole by name."""
     config = subject.config
     if config.init_from is not None:
-        resolve(config.init_from)
+        start_of(config.init_from)
         yield Finding(check="start_weights", level="pass", what=f"init_from {config.init_from}")
     for key in ("init_text_from", "init_image_from"):
         folder = getattr(config.model, key)

@@ -36,12 +36,12 @@ def find(request: LaunchRequest, master_port: int | None = None) -> list[Finding
     try:
         plan, config = plan_here(request, master_port), load_run_config(request.arguments[0], request.arguments[1:])
     except ConfigError as e:
-        return [Finding(check="configuration", level="fail", what=str(e), fix="As the message says; nothing else was looked at.")]
+        return [Finding(check="configuration", level="fail", what=str(e), fix="Mend it first: nothing else was looked at.")]
     sources = mixture_sources(config.data)
     places = [source.path for source in sources] if sources else [str(config.data.shards)]
     local = [place for place in places if not is_url(place)] if not plan.is_local else []
     try:
         found = examine(config, plan, this_machine())
     except ConfigError as e:  # a model that cannot be built
-        return [Finding(check="model", level="fail", what=str(e), fix="As the message says; nothing else was looked at.")]
+        return [Finding(check="model", level="fail", what=str(e), fix="Mend it first: nothing else was looked at.")]
     return [*found, *examine_hosts(plan, host_paths(plan, local))]

@@ -14,6 +14,7 @@ from launcher.cluster import load_cluster
 from launcher.engines import engine_of
 from launcher.hosts import read_hostfile
 from launcher.machine import this_machine
+from launcher.places import check_places
 from launcher.plan import Launcher, LaunchPlan, LaunchRequest, make_plan
 from mmscale.config import load_run_config
 from mmscale.ports import free_port
@@ -76,7 +77,7 @@ def launch(request: LaunchRequest, master_port: int | None = None, *, dry_run: b
         The exit code, as `launcher.supervise.supervise`; 0 for a job that was submitted.
 
     Raises:
-        ConfigError, RunError: as `plan_here`, `supervise` and `submit`.
+        MmscaleError: as `plan_here`, `check_places`, `supervise` and `submit`.
     """
     plan = plan_here(request, master_port)
     if dry_run:
@@ -88,6 +89,8 @@ def launch(request: LaunchRequest, master_port: int | None = None, *, dry_run: b
         return submit(plan)
     from launcher.supervise import supervise
 
+    if plan.is_local and request.module == "mmscale.train":
+        check_places(load_run_config(request.arguments[0], request.arguments[1:]))
     return supervise(plan)
 
 

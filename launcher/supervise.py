@@ -243,7 +243,9 @@ def _stop_before(plan: LaunchPlan, check: LaunchPlan, ended: Ended, received: Re
 
 def _explain(plan: LaunchPlan, ended: Ended, mine: Status | None) -> str:
     code = ended.code
-    advice = f"The output of every rank is in {plan.logs}. The same command goes on from its newest checkpoint."
+    advice = f"The output of every rank is in {plan.logs}. "
+    again = "the same command goes on from the newest checkpoint, or starts where there is none"
+    advice += f"Mend what it says; {again}." if mine is None else f"{again[0].upper()}{again[1:]}."
     if ended.lost:
         return (
             f"The run ended {_where(mine)} because nothing was heard of {ended.lost_hosts} for {plan.cluster.hosts.silence_s:g} s: "

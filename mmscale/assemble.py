@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from mmscale.arithmetic import BatchPlan, plan_batch
 from mmscale.checkpoint.copying import Copying
-from mmscale.checkpoint.find import resolve
+from mmscale.checkpoint.find import start_of
 from mmscale.checkpoint.model_folder import init_from, tokenizer_of
 from mmscale.checkpoint.state import RunState, read_state
 from mmscale.config import RunConfig
@@ -23,7 +23,7 @@ from mmscale.data.dataset import ShardDataset
 from mmscale.data.sources import open_training_data
 from mmscale.data.targets import Facts
 from mmscale.data.tokenize import WORDLESS, TextTokenizer, is_wordless
-from mmscale.data_config import mixture_sources, reads_no_words
+from mmscale.data_config import missing_tokenizer, mixture_sources, reads_no_words
 from mmscale.ema import MovingAverage
 from mmscale.engine import Trainee, build_engine
 from mmscale.guard import Gate
@@ -75,7 +75,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     plan = plan_batch(config, world.size)
     dtype = resolve_precision(config.train.precision, world.device)
     dataset = open_training_data(config)
-    origin = resolve(config.init_from) if config.init_from else None
+    origin = start_of(config.init_from) if config.init_from else None
     tokenizer_folder = find_tokenizer(config, origin)
     tokenizer = TextTokenizer(tokenizer_folder, config.data.begin)
     facts = agree_on_facts(config, dataset, world, group)
@@ -133,10 +133,10 @@ def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
     such a stage has that of its shards.
 
     Raises:
-        ConfigError: only the shards could have one, and they lie behind a URL.
+        ConfigError: only the shards could have one, and they have none, or lie behind a URL.
     """
     if config.data.tokenizer is not None:
-        return Path(config.data.tokenizer)
+        return _there(config, Path(config.data.tokenizer))
     wordless = reads_no_words(config.data)
     if origin is not None and tokenizer_of(origin).is_dir() and (wordless or not is_wordless(tokenizer_of(origin))):
         return tokenizer_of(origin)
@@ -146,7 +146,13 @@ def find_tokenizer(config: RunConfig, origin: Path | None) -> Path:
         return WORDLESS
     if is_url(place):
         raise ConfigError("`data.tokenizer` must name a local folder when `data.shards` is a URL. Copy the data set's tokenizer/ once.")
-    return Path(place) / "tokenizer"
+    return _there(config, Path(place) / "tokenizer")
+
+
+def _there(config: RunConfig, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(missing_tokenizer(config.data, folder))
+    return folder
 
 
 def build_model(config: RunConfig, tokenizer: TextTokenizer, facts: Facts | None, origin: Path | None) -> tuple[MMScaleModel, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmscale.augment_config import AugmentConfig
@@ -82,6 +82,16 @@ class DataConfig:
 def reads_no_words(data: DataConfig) -> bool:
     """Whether no text is read, so that no tokenizer is needed."""
     return data.caption is None and data.text is None and data.prompt is None
+
+
+def missing_tokenizer(data: DataConfig, folder: Path) -> str:
+    """What is said of a tokenizer folder that is not there, and of how to make one that has the words that the stage reads."""
+    fields = [f for f in dict.fromkeys((data.caption, data.text, data.prompt)) if f not in (None, "caption")]
+    own = f" tokenizer.fields=[{','.join(fields)}]" if fields else ""
+    return (
+        f"There is no tokenizer folder {str(folder)!r}. Repeat the `mmscale shards write` command of the shards with "
+        f"tokenizer.kind=wordpiece{own} (what is written stays), or give `data.tokenizer` the folder of a transformers tokenizer."
+    )
 
 
 def keep_schedules(keep: Mapping[str, Any], modalities: Collection[str], global_batch: int) -> dict[str, Schedule]:

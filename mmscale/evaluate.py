@@ -225,7 +225,7 @@ def predict_records(
     why = f" {left_out[0]['key']}, for example: {left_out[0]['left_out']}." if left_out else ""
     count, why = together.tell((len(records), why))
     if not count:
-        why = why or (f" It reads data.label={config.data.label}." if config.data.label else "")
+        why = why or _looked_for(config, dataset)
         raise DataError(
             f"No sample of {config.data.shards!r} has what the task {task.name} needs.{why} Look at them with `mmscale shards show`."
         )
@@ -237,6 +237,14 @@ def predict_records(
         return records
     look = Look(model=model, config=config, dataset=dataset, collator=collator, batch=batch, device=device, together=together)
     return kind.refine(look, records)
+
+
+def _looked_for(config: RunConfig, dataset: ShardDataset) -> str:
+    """What the task reads, and what there is: a misspelt field shows."""
+    if not config.data.label or not len(dataset):
+        return ""
+    names = ", ".join(map(repr, dataset.reader[0, 0].fields())) or "no fields"
+    return f" It reads data.label={config.data.label}; the first sample's json has {names}."
 
 
 def _identity(folder: Path, config: RunConfig, command: EvaluateCommand, device: torch.device, task: Task) -> dict[str, Any]:

@@ -188,9 +188,14 @@ def train_from_newest(run: Run, stop: StopRequest, watch: Watchdog) -> int:
     Raises:
         NoProgressError, RunError: see `roll_back`.
     """
+    begun = False
     while True:
         state = resume(run)
         done = 0 if state is None else state.step
+        if not begun and run.world.is_first:  # what is refused leaves the run as it was
+            replace_file(run.folder.config, configfile.to_yaml(run.config))
+            run.folder.write_status("running", step=done, steps=run.config.train.steps)
+        begun = True
         stop.enough = has_lost_patience(run, done)
         if done >= run.config.train.steps or stop.enough:
             return done
@@ -214,9 +219,6 @@ def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdo
     stop.listen()
     group = connect(world, config.train.timeout_s)
     run = assemble(config, world, group)
-    if world.is_first:
-        replace_file(folder.config, configfile.to_yaml(config))
-        folder.write_status("running", step=0, steps=config.train.steps)
     try:
         done = train_from_newest(run, stop, watch)
     except NoProgressError as e:

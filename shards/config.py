@@ -35,6 +35,10 @@ class ColumnsConfig:
     """Column of keys, which must be unique; null derives keys from image paths (the second row of an image gets `-2`) or row numbers."""
     fields: list[str] | None = None
     """Columns kept in KEY.json; null keeps every column but those above."""
+    lists: list[str] = field(default_factory=list)
+    """Columns of texts that become lists in KEY.json, such as the tags of a csv file."""
+    list_separator: str = ";"
+    """Text between two entries of such a cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,6 +266,8 @@ class WriteConfig:
                 "`columns.caption_separator` must not be empty; null takes the whole cell as one caption. "
                 "A lone | is YAML syntax: on a command line write \"columns.caption_separator='|'\"."
             )
+        if self.columns.list_separator == "":
+            raise ConfigError("`columns.list_separator` must not be empty.")
         self._check_encoding()
         self._check_pattern()
         self.filter.check()

@@ -54,15 +54,28 @@ def resolve(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / manifest.NAME).is_file():
         return _good(folder)
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or (folder / "status.json").is_file() or (folder / "launch.json").is_file():
         for candidate in reversed(committed(folder / "checkpoints")):
             if manifest.find_fault(candidate) is None:
                 return candidate
-        raise CheckpointError(f"The run {str(folder)!r} has no committed checkpoint yet.")
+        raise CheckpointError(f"The run {str(folder)!r} has no committed checkpoint yet; `mmscale runs show {folder}` says how far it is.")
     if not folder.exists():
         raise CheckpointError(f"{str(folder)!r} does not exist. Give a run folder, or a step-... folder below its checkpoints/.")
     manifest.read_manifest(folder)
     raise CheckpointError(f"{str(folder)!r} is not a checkpoint.")  # read_manifest has said why
+
+
+def start_of(init_from: str) -> Path:
+    """Find the checkpoint that a stage starts from.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not Path(init_from).exists():
+        raise CheckpointError(
+            f"`init_from`: {init_from!r} does not exist. Give a checkpoint or a run folder; init_from=null starts from random weights."
+        )
+    return resolve(init_from)
 
 
 def _good(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
     start = f"The run's checkpoint {str(folder)!r} cannot be continued:"
     if changed := _differences(all_keys(saved.model), all_keys(now.model)):
         raise CheckpointError(f"{start} it is of another model ({changed}). Restore the model's configuration, or use a new `run` folder.")
+    if (before := _task_of(saved.config)) != (after := _task_of(now.config)):
+        raise CheckpointError(
+            f"{start} it was trained for {before}, now it is to be for {after}. Restore `task` and `data.label`, or use a new `run` folder "
+            "with init_from set to this checkpoint."
+        )
     if saved.data != now.data:
         raise CheckpointError(
             f"{start} it is of another data set (digest {saved.data[:12]}, now {now.data[:12]}). Restore `data.shards`, or use a new `run` "
@@ -102,6 +108,15 @@ def check_same_run(folder: Path, saved: RunState, now: RunState) -> None:
             f"{start} its precision was {before}, now it is {after}. Restore `train.precision`, or use a new `run` folder "
             "with init_from set to this checkpoint."
         )
+
+
+def _task_of(config: Mapping[str, Any]) -> str:
+    """What a stage is trained for, as people would say it."""
+    task, data = config.get("task"), config.get("data", {})
+    if not task:
+        return "no task"
+    labels = "" if not data.get("labels") else f", data.labels={data['labels']}"
+    return f"task.name={task['name']}, data.label={data.get('label')}{labels}"
 
 
 def describe_change(saved: RunState, now: RunState) -> str | None:

@@ -140,19 +140,24 @@ class TableSource:
     def _fields(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         columns = self._columns
         if columns.fields is not None:
-            return {name: cells[name] for name in columns.fields if name in cells}
-        taken = {columns.image, columns.audio, columns.video, columns.caption, columns.key}
-        return {name: value for name, value in cells.items() if name not in taken and not isinstance(value, bytes)}
+            kept = {name: cells[name] for name in columns.fields if name in cells}
+        else:
+            taken = {columns.image, columns.audio, columns.video, columns.caption, columns.key}
+            kept = {name: value for name, value in cells.items() if name not in taken and not isinstance(value, bytes)}
+        for name in columns.lists:
+            if isinstance(value := kept.get(name), str):
+                kept[name] = [entry.strip() for entry in value.split(columns.list_separator) if entry.strip()]
+        return kept
 
     def _check_columns(self, file: Path, present: list[str]) -> None:
         columns = self._columns
         asked = [(name, getattr(columns, name)) for name in ("image", "audio", "video", "caption", "key")]
-        asked += [("fields", name) for name in columns.fields or []]
+        asked += [("fields", name) for name in columns.fields or []] + [("lists", name) for name in columns.lists]
         for name, column in asked:
             if column is not None and column not in present:
                 raise ConfigError(
                     f"`columns.{name}`: the table {file.name!r} has no column {column!r}; it has {', '.join(present)}. "
-                    f"Set columns.{name} to one of them{', or to null' if name != 'fields' else ''}."
+                    f"Set columns.{name} to one of them{', or to null' if name not in ('fields', 'lists') else ''}."
                 )
 
 

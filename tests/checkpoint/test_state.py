@@ -56,3 +56,16 @@ def test_a_run_of_an_older_version_goes_on() -> None:
 def test_one_of_another_model_does_not(change: dict[str, Any], said: str) -> None:
     with pytest.raises(CheckpointError, match=rf"cannot be continued: it is of another model \({said}\)\. Restore"):
         check_same_run(Path("c"), state(older(NOW)), replace(state(NOW), model=NOW | change))
+
+
+def test_one_of_another_label_does_not() -> None:
+    def of(label: str | None, labels: list[str] | None = None) -> RunState:
+        task = None if label is None else {"name": "classification"}
+        return replace(state(NOW), config={"task": task, "data": {"label": label, "labels": labels}})
+
+    check_same_run(Path("c"), of("a"), of("a"))
+    for after, said in ((of("b"), r"data\.label=b"), (of("a", ["x"]), r"data\.label=a, data\.labels=\['x'\]"), (of(None), "no task")):
+        with pytest.raises(
+            CheckpointError, match=rf"trained for task\.name=classification, data\.label=a, now it is to be for .*{said}\. Res"
+        ):
+            check_same_run(Path("c"), of("a"), after)

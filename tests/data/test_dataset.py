@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -6,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from mmscale.data.dataset import ShardDataset
 from mmscale.data.decode import decode_image
-from mmscale.data.labels import label_of, label_vocabulary
+from mmscale.data.labels import label_counts, label_of, label_vocabulary
 from shards.errors import ConfigError, IntegrityError, ShardError
 from tests.data.tiny import SIZE, caption, collator, image_bytes, mixed, write
 
@@ -103,5 +104,16 @@ def test_labels():
 def test_the_label_vocabulary_is_read_from_the_shards(tmp_path):
     reader = ShardDataset(write(tmp_path / "d", mixed)).reader
     assert label_vocabulary(reader, "answer") == ["red"]
-    with pytest.raises(ConfigError, match=r"`data\.label=colour` is a field of no sample"):
-        label_vocabulary(reader, "colour")
+    with pytest.raises(ConfigError, match=r"`data\.label=answr` is a field of no sample, or empty in all of them; .*'answer'.* Did you mean 'answer'\?"):
+        label_vocabulary(reader, "answr")
+
+
+def test_labels_and_samples_without_one_are_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    values = ["red", "", "blue", "red", None, 7, float("nan")]
+    reader = ShardDataset(write(tmp_path / "d", lambda i: {"json": json.dumps({"kind": values[i % 7]}).encode()}, (7,))).reader
+    assert label_counts(reader, "kind") == {"red": 2, "blue": 1, "7": 1}
+    assert caplog.messages == [
+        "labels      3 of data.label=kind: red (2), blue (1), 7 (1)",
+        "3 of 7 samples have no `data.label=kind`, such as s1: the task does not learn from them",
+    ]

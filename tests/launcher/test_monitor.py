@@ -56,9 +56,13 @@ def launch_record(exit_code: int | None, launch_id: str = "b") -> LaunchRecord:
     )
 
 
-@pytest.mark.parametrize(("exit_code", "state"), [(1, "failed"), (None, "died")])
-def test_status_of_an_earlier_launch_does_not_count(tmp_path: Path, exit_code: int | None, state: str) -> None:
-    write_run(tmp_path, "finished", launch_id="a")
+@pytest.mark.parametrize(
+    ("exit_code", "before", "state"),
+    [(1, "stopped", "failed"), (1, "running", "failed"), (1, "finished", "finished"), (None, "finished", "died")],
+)
+def test_status_of_an_earlier_launch_does_not_count(tmp_path: Path, exit_code: int | None, before: str, state: str) -> None:
+    """But that a run is finished: what was refused since has changed nothing."""
+    write_run(tmp_path, before, launch_id="a")
     write_launch(tmp_path, launch_record(exit_code))
     assert summarize(tmp_path).state == state
 

@@ -75,6 +75,16 @@ def test_separated_captions_and_chosen_fields(folder: Path) -> None:
     assert raw.fields == {"y": '"2'}
 
 
+def test_cells_that_become_lists(folder: Path) -> None:
+    rows = [{"image": "photo0.jpg", "caption": "c", "tags": tags, "x": "1;2"} for tags in ("red; small;", "", "one")]
+    pairs = loaded(write_table(folder, "csv", rows), "columns.lists=[tags]")
+    assert [raw.fields for _, raw in pairs] == [{"tags": tags, "x": "1;2"} for tags in (["red", "small"], [], ["one"])]
+    pairs = loaded(write_table(folder, "csv", rows), "columns.lists=[tags,x]", "columns.list_separator=','", "columns.fields=[x]")
+    assert pairs[0][1].fields == {"x": ["1;2"]}
+    with pytest.raises(ConfigError, match=r"`columns\.lists`: the table .* has no column 'tag'; it has image, caption, tags, x\."):
+        loaded(write_table(folder, "csv", rows), "columns.lists=[tag]")
+
+
 def test_key_column(folder: Path) -> None:
     rows = [{"image": "photo0.jpg", "caption": "c", "id": key} for key in ["a.b", "x", "x", ""]]
     records = source_of(write_table(folder, "csv", rows), "columns.key=id").records()

@@ -56,7 +56,7 @@ def test_nothing_to_learn_is_one_paragraph(tmp_path: Path) -> None:
     shards = write(tmp_path / "same", lambda i: {"json": b'{"rating": 2, "word": "good"}'}, (3,))
     for field, said in (
         ("rating", r"^`data.label=rating` is 2 in every sample that has it\. There is nothing to learn: name another key\.$"),
-        ("word", r"^`data.label=word` holds a number in no sample\. Name a key of the samples' json that holds one\.$"),
+        ("word", r"^`data.label=word` holds a number in no sample; the samples' json has .*'word'"),
     ):
         with pytest.raises(ConfigError, match=said):
             study(stage(shards, task={"name": "regression"}, data={"label": field}), ShardDataset(shards))

@@ -169,7 +169,9 @@ def test_predicts_for_every_sample_that_has_the_field(tmp_path: Path) -> None:
     assert by_key["s1"]["target"].tolist() == [True, False]
     assert by_key["s2"]["labels"] == []
     assert all(r["predictions"] == [n for n, p in zip(facts.labels or (), r["probabilities"], strict=True) if p >= 0.5] for r in found)
-    with pytest.raises(ConfigError, match=r"^`data.label=colour` is a field of no sample\."):
+    with pytest.raises(
+        ConfigError, match=r"^`data.label=colour` is a field of no sample, or empty in all of them; the samples' json has 'tags'"
+    ):
         study(stage(shards, task={"name": "tagging"}, data={"label": "colour"}), ShardDataset(shards))
 
 

@@ -52,7 +52,10 @@ def test_batch_that_does_not_divide(alone: Alone, stage: Path, tmp_path: Path) -
 
 def test_start_from_what_is_no_checkpoint(alone: Alone, stage: Path, tmp_path: Path, glyphs: Path) -> None:
     said = complain(alone, 1, stage, f"run={tmp_path}/r", f"init_from={tmp_path}/nothing")
-    assert said.startswith(f"{f'{tmp_path}/nothing'!r} does not exist. Give a run folder, or a step-... folder below its checkpoints/.")
+    assert said == (
+        f"`init_from`: {f'{tmp_path}/nothing'!r} does not exist. Give a checkpoint or a run folder; init_from=null starts from random "
+        "weights."
+    )
     said = complain(alone, 1, stage, f"run={tmp_path}/r", f"init_from={glyphs}")
     assert said.startswith(f"{str(glyphs)!r} is not a checkpoint: it has no MANIFEST.json.")
 
@@ -80,6 +83,10 @@ def test_start_from_another_model(alone: Alone, stage: Path, tmp_path: Path, tin
             r"its precision was float32, now it is bfloat16\. Restore `train\.precision`, or use a new `run` folder",
         ),
         (["train.ema_decay=0.9"], r"it holds no moving average and the run is to have one\. Restore `train\.ema_decay`\."),
+        (
+            ["task.name=retrieval"],
+            r"it was trained for no task, now it is to be for task\.name=retrieval, data\.label=None\. Restore `task`",
+        ),
         (["optimizer.freeze=[norm]"], r" was trained and is frozen now\. Restore `optimizer\.freeze`\."),
     ],
 )
@@ -87,10 +94,12 @@ def test_continue_a_run_as_another_one(alone: Alone, stage: Path, tmp_path: Path
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     before = sorted(p.name for p in (run / "checkpoints").iterdir())
+    told = [(run / name).read_text() for name in ("status.json", "config.yaml")]
     said = complain(alone, 1, stage, f"run={run}", "train.steps=14", *words)
     assert said.startswith(f"The run's checkpoint {str(run / 'checkpoints' / 'step-00000012')!r} cannot be continued: ")
     assert re.search(message, said), said
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == before  # nothing of the old run is lost
+    assert [(run / name).read_text() for name in ("status.json", "config.yaml")] == told  # nor what is said of it
 
 
 def test_continue_a_run_on_another_data_set(alone: Alone, stage: Path, tmp_path: Path, tiny_run: Path, glyphs: Path) -> None:

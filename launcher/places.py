@@ -1,0 +1,32 @@
+"""What a launch on this machine would stumble over in its ranks' first seconds, looked at before there are ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmscale.checkpoint.find import start_of
+from mmscale.config import RunConfig
+from mmscale.data_config import missing_tokenizer, mixture_sources, reads_no_words
+from shards.errors import ConfigError
+from shards.manifest import read_manifest
+from shards.store.place import is_url
+
+
+def check_places(config: RunConfig) -> None:
+    """Look for the data sets, what the run starts from, and a tokenizer; what lies behind a URL is left to the ranks.
+
+    Raises:
+        MmscaleError: the error that every rank would end with.
+    """
+    sources = mixture_sources(config.data)
+    places = [source.path for source in sources] if sources else [str(config.data.shards)]
+    watched = [config.evaluate.shards] if config.evaluate.every and config.evaluate.shards is not None else []
+    for place in [*places, *watched]:
+        if not is_url(place):
+            read_manifest(place, check_files=False)
+    if config.init_from is not None:
+        start_of(config.init_from)
+    elif not reads_no_words(config.data) and not (config.data.tokenizer is None and is_url(places[0])):
+        folder = Path(config.data.tokenizer or Path(places[0]) / "tokenizer")
+        if not folder.is_dir():
+            raise ConfigError(missing_tokenizer(config.data, folder))
