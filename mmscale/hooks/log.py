@@ -59,7 +59,7 @@ class LogHook:
         if world.is_first:
             drop_torn_line(folder.metrics)
             keep_lines_up_to(folder.metrics, resumed_at)
-        self.window = _Window(resumed_at, stalled_s())
+        self.window = _Window(resumed_at, stalled_s(), is_first=True)
         self.straggler = Straggler()
 
     def after_step(self, info: StepInfo) -> None:
@@ -114,10 +114,16 @@ class LogHook:
 
 
 class _Window:
-    """Sums of this rank since the last logged line."""
+    """Sums of this rank since the last logged line.
 
-    def __init__(self, step: int, stalled_s: float) -> None:
-        self.step, self.stalled_s = step, stalled_s
+    Args:
+        step: the last one before it.
+        stalled_s: what saving has cost so far.
+        is_first: of a launch: its first batch was waited for before the clock started, together with what made the model and the loader.
+    """
+
+    def __init__(self, step: int, stalled_s: float, is_first: bool = False) -> None:
+        self.step, self.stalled_s, self.is_first = step, stalled_s, is_first
         self.start = time.perf_counter()
         self.samples = self.tokens = 0
         self.flops = self.wait_s = 0.0
@@ -129,7 +135,8 @@ class _Window:
         self.samples += sum(b.size for b in info.batch.host)
         self.tokens += sum(b.tokens for b in info.batch.host)
         self.flops += flops
-        self.wait_s += info.batch.wait_s
+        if not (self.is_first and info.step == self.step + 1):
+            self.wait_s += info.batch.wait_s
         self.work += info.batch.work
         self.ready = info.batch.ready
         self.own.add(info.sums.own)
