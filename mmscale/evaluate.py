@@ -231,6 +231,9 @@ def predict_records(
         )
     if left_out:
         logger.warning("%d of %d samples of %r are left out.%s", len(left_out), len(left_out) + count, config.data.shards, why)
+    if not together.rank and (others := total - len(left_out) - count):
+        label = f" (data.label={config.data.label})" if config.data.label else ""
+        logger.warning("%d of %d samples of %r have not what the task %s asks for%s", others, total, config.data.shards, task.name, label)
     records = sorted(records, key=lambda r: r["position"])
     kind = kind_of_stage(config)
     if kind is None or kind.refine is None:

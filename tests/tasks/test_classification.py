@@ -91,7 +91,8 @@ def test_predicts_for_every_labelled_sample_whatever_it_holds(tmp_path: Path, ca
     # of six kinds three have an answer: a pair and several captions; the one with a broken image is left out
     assert {int(r["key"][1:]) % 6 for r in found} == {0, 4}
     assert all(r["prediction"] in LABELS and 1 / 3 <= r["confidence"] <= 1 for r in found)
-    assert len(caplog.messages) == 1
+    assert len(caplog.messages) == 2
+    assert re.search(r"^\d+ of 31 samples of '.*mixed' have not what the task vqa asks for \(data\.label=answer\)$", caplog.messages[1])
     assert re.search(r"^\d of \d+ samples of '.*mixed' are left out\. s\d, for example: it does not decode: .*[^.]\.$", caplog.messages[0])
     assert {r["key"]: r["label"] for r in found}["s0"] == "red"
 
