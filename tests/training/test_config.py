@@ -152,7 +152,8 @@ def test_the_tokenizer_of_a_url_must_be_local(tmp_path: Path) -> None:
     assert config.store.cache == str(tmp_path)
     with pytest.raises(ConfigError, match=r"`data\.tokenizer` must name a local folder when `data\.shards` is a URL\."):
         find_tokenizer(config, None)
-    assert find_tokenizer(load(tmp_path, "data.shards=s3://bucket/pairs", "data.tokenizer=t"), None) == Path("t")
+    (tmp_path / "t").mkdir()
+    assert find_tokenizer(load(tmp_path, "data.shards=s3://bucket/pairs", f"data.tokenizer={tmp_path}/t"), None) == tmp_path / "t"
 
 
 def test_who_reads_no_words_needs_no_tokenizer(tmp_path: Path) -> None:
@@ -161,8 +162,10 @@ def test_who_reads_no_words_needs_no_tokenizer(tmp_path: Path) -> None:
         folder = find_tokenizer(load(tmp_path, f"data.shards={place}", *wordless), None)
         tokenizer = TextTokenizer(folder)
         assert (tokenizer.vocab_size, tokenizer.pad, tokenizer.begin, tokenizer.end, tokenizer.mask) == (5, 0, 2, 3, 4)
-    assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", "data.text=null"), None) == tmp_path / "tokenizer"
+    with pytest.raises(ConfigError, match="There is no tokenizer folder"):
+        find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", "data.text=null"), None)
     (tmp_path / "tokenizer").mkdir()
+    assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", "data.text=null"), None) == tmp_path / "tokenizer"
     assert find_tokenizer(load(tmp_path, f"data.shards={tmp_path}", *wordless), None) == tmp_path / "tokenizer"
 
 

@@ -168,9 +168,9 @@ def test_a_run_with_rates_by_depth_logs_the_rate_of_the_schedule(tmp_path: Path,
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("lora.rank=-1", r"`lora.rank` must be at least 1, or 0"),
-        ("lora.dropout=1", r"`lora.dropout` must be at least 0 and below 1"),
-        ("optimizer.layer_decay=0", r"`optimizer.layer_decay` must be above 0 and at most 1"),
+        ("lora.rank=-1", r"`lora.rank` must be at least 0; got -1"),
+        ("lora.dropout=1", r"`lora.dropout` must be below 1; got 1.0"),
+        ("optimizer.layer_decay=0", r"`optimizer.layer_decay` must be above 0; got 0.0"),
         ("optimizer.head_lr_ratio=0", r"`optimizer.head_lr_ratio` must be above 0"),
         ("model.text.captions=bidirectional", r"from those before it, which needs model\.text\.captions=causal"),
         ("data.begin=false", r"from those before it, which needs data\.begin=true"),

@@ -173,7 +173,7 @@ def test_answers_have_a_report_with_pictures(
     with pytest.raises(SystemExit) as ended:
         command()
     assert ended.value.code in (0, None)
-    assert "auroc                   null\n" in capsys.readouterr().out
+    assert "auroc              null\n" in capsys.readouterr().out
 
 
 def test_answers_are_learned_and_written(tmp_path: Path, greys: Path, stage: Path, alone: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
