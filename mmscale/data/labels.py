@@ -161,7 +161,7 @@ class _Read(Generic[T]):
         """The fields that there are, most common first, and the one that may be meant."""
         names = [name for name, _ in self._names.most_common(MOST_NAMED)]
         near = get_close_matches(self._field, names, 1)
-        meant = f". Did you mean {near[0]!r}?" if near and near[0] != self._field else ""
+        meant = f" (did you mean {near[0]!r}?)" if near and near[0] != self._field else ""
         return f"the samples' json has {', '.join(map(repr, names))}{meant}" if names else "the samples have no json"
 
     def say(self, counts: Counter[str]) -> None:
