@@ -18,7 +18,7 @@ import json
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -67,26 +67,25 @@ def glyphs(place: Path) -> Part:
 
 ON_ONE_CPU = ("train.precision=fp32", "zero.stage=0")
 NAMES = Stage(name="pretrain", config="configs/demo/pretrain.yaml", words=("data.caption=name_in_script", *ON_ONE_CPU))
+GLYPHS = Few(
+    part=glyphs,
+    stages=(NAMES, Stage(name="classification", config="configs/demo/finetune.yaml", words=ON_ONE_CPU)),
+    task="classification",
+    metric="accuracy",
+    steps=700,
+    pretraining_steps=1600,
+    words=("data.text=null",),  # the picture alone
+)
 TASKS = {
     "trec": published("trec", task="classification", metric="accuracy", steps=400, pretraining_steps=1200),
     "mr": published("mr", task="classification", metric="accuracy", steps=400, pretraining_steps=1500),
     "emojitwo": published("emojitwo", task="tagging", metric="map", steps=300, pretraining_steps=1200, words=("train.global_batch=64",)),
-    "glyphs": Few(
-        part=glyphs,
-        stages=(NAMES, Stage(name="classification", config="configs/demo/finetune.yaml", words=ON_ONE_CPU)),
-        task="classification",
-        metric="accuracy",
-        steps=700,
-        pretraining_steps=1600,
-        words=("data.text=null",),  # the picture alone
-    ),
-    "glyph-captions": Few(
-        part=glyphs,
+    "glyphs": GLYPHS,
+    "glyph-captions": replace(
+        GLYPHS,
         stages=(NAMES, Stage(name="captioning", config="configs/demo/pretrain.yaml", words=ON_ONE_CPU)),
         task="captioning",
         metric="exact_match",
-        steps=700,
-        pretraining_steps=1600,
         words=("task.name=captioning", "objectives.contrastive.weight=0", "objectives.captioning.weight=0", "optimizer.lr=1e-3"),
         folder="glyphs",
     ),

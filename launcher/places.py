@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmscale.checkpoint.find import start_of
 from mmscale.config import RunConfig
-from mmscale.data_config import missing_tokenizer, mixture_sources, reads_no_words
+from mmscale.data_config import missing_tokenizer, reads_no_words, training_places
 from shards.errors import ConfigError
 from shards.manifest import read_manifest
 from shards.store.place import is_url
@@ -18,8 +18,7 @@ def check_places(config: RunConfig) -> None:
     Raises:
         MmscaleError: the error that every rank would end with.
     """
-    sources = mixture_sources(config.data)
-    places = [source.path for source in sources] if sources else [str(config.data.shards)]
+    places = training_places(config.data)
     watched = [config.evaluate.shards] if config.evaluate.every and config.evaluate.shards is not None else []
     for place in [*places, *watched]:
         if not is_url(place):

@@ -22,7 +22,7 @@ from mmscale.arithmetic import plan_batch
 from mmscale.checkpoint.find import committed, start_of
 from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
-from mmscale.data_config import missing_tokenizer, mixture_sources, reads_no_words
+from mmscale.data_config import missing_tokenizer, reads_no_words, training_places
 from mmscale.finding import Finding
 from shards.errors import MmscaleError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -170,8 +170,7 @@ def checkpoints(subject: Subject) -> Iterator[Finding]:
 
 def data(subject: Subject) -> Iterator[Finding]:
     """Every shard is there in its size, there are enough for the ranks, and a tokenizer."""
-    sources = mixture_sources(subject.config.data)
-    for place in [source.path for source in sources] if sources else [str(subject.config.data.shards)]:
+    for place in training_places(subject.config.data):
         yield from _data_set("shards", place, subject)
     if subject.config.evaluate.every:
         if subject.config.evaluate.shards is None:

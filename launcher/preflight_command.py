@@ -11,7 +11,7 @@ from launcher.preflight import examine
 from launcher.preflight_hosts import examine_hosts, host_paths
 from launcher.start import plan_here
 from mmscale.config import load_run_config
-from mmscale.data_config import mixture_sources
+from mmscale.data_config import training_places
 from mmscale.finding import ORDER, Finding, render
 from shards.errors import ConfigError
 from shards.store.place import is_url
@@ -37,9 +37,7 @@ def find(request: LaunchRequest, master_port: int | None = None) -> list[Finding
         plan, config = plan_here(request, master_port), load_run_config(request.arguments[0], request.arguments[1:])
     except ConfigError as e:
         return [Finding(check="configuration", level="fail", what=str(e), fix="Mend it first: nothing else was looked at.")]
-    sources = mixture_sources(config.data)
-    places = [source.path for source in sources] if sources else [str(config.data.shards)]
-    local = [place for place in places if not is_url(place)] if not plan.is_local else []
+    local = [place for place in training_places(config.data) if not is_url(place)] if not plan.is_local else []
     try:
         found = examine(config, plan, this_machine())
     except ConfigError as e:  # a model that cannot be built

@@ -124,6 +124,12 @@ def keep_schedules(keep: Mapping[str, Any], modalities: Collection[str], global_
     return schedules
 
 
+def training_places(data: DataConfig) -> list[str]:
+    """Folder or URL of every data set that is trained on."""
+    sources = mixture_sources(data)
+    return [source.path for source in sources] if sources else [str(data.shards)]
+
+
 def mixture_sources(data: DataConfig) -> list[SourceConfig] | None:
     """Read `data.shards` as a mixture; None where it is one data set.
 

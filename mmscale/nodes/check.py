@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from mmscale.config import RunConfig
+from mmscale.data_config import training_places
 from mmscale.finding import Finding, failed_nodes, render
 from mmscale.nodes import measure, reading
 from mmscale.nodes.facts import NodeFacts, look, node_name
@@ -96,7 +97,7 @@ class Check:
         return PrefixStore(f"nodes/{os.environ.get('MMSCALE_LAUNCH_ID', '')}", store)
 
     def _report(self) -> RankReport:
-        paths = [Path(place) for place in reading.places(self.config) if not is_url(place)]
+        paths = [Path(place) for place in training_places(self.config.data) if not is_url(place)]
         is_leader = self.world.local_rank == 0
         return RankReport(
             rank=self.world.rank,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mmscale.config import RunConfig
-from mmscale.data_config import mixture_sources
+from mmscale.data_config import training_places
 from mmscale.run_folder import RunFolder, read_lines
 from mmscale.world import resolve_precision
 from shards.open_shard import stored
@@ -29,12 +29,6 @@ MOST_MFU = 0.6
 """Above what any published run of such models reaches, so that what it needs is not underestimated."""
 
 
-def places(config: RunConfig) -> list[str]:
-    """Folders and URLs that a stage trains on."""
-    sources = mixture_sources(config.data)
-    return [source.path for source in sources] if sources else [str(config.data.shards)]
-
-
 def read_bytes_s(config: RunConfig, node: int) -> float:
     """Bytes a second that a few threads read from shards that are in no cache of ours, for about a second.
 
@@ -42,7 +36,7 @@ def read_bytes_s(config: RunConfig, node: int) -> float:
         config: the stage.
         node: which one of the nodes, so that each reads other shards.
     """
-    where = places(config)
+    where = training_places(config.data)
     reader = ShardReader(where[node % len(where)], check_files=False, store=replace(config.store, cache=None))
     shards = [(node * READERS + number) % len(reader.manifest.shards) for number in range(READERS)]
     infos = [reader.manifest.shards[shard] for shard in dict.fromkeys(shards)]
@@ -63,7 +57,7 @@ def needed_bytes_s(config: RunConfig, size: int, device: torch.device) -> tuple[
         size: number of ranks.
         device: of a rank.
     """
-    manifests = [ShardReader(place, check_files=False, store=config.store).manifest for place in places(config)]
+    manifests = [ShardReader(place, check_files=False, store=config.store).manifest for place in training_places(config.data)]
     a_sample = sum(manifest.bytes for manifest in manifests) / max(1, sum(manifest.rows for manifest in manifests))
     newest = deque(read_lines(RunFolder(Path(config.run)).metrics), maxlen=1)
     if newest and newest[0].get("samples_per_s"):
