@@ -34,7 +34,7 @@ from mmscale.model_config import modernize
 from mmscale.objectives import Objective, build_objectives
 from mmscale.optim import freeze
 from mmscale.run_folder import RunFolder
-from mmscale.tasks import head_sizes, study
+from mmscale.tasks import check, head_sizes, study
 from mmscale.world import World, resolve_precision
 from shards import configfile
 from shards.errors import ConfigError
@@ -79,6 +79,7 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
     tokenizer_folder = find_tokenizer(config, origin)
     tokenizer = TextTokenizer(tokenizer_folder, config.data.begin)
     facts = agree_on_facts(config, dataset, world, group)
+    check(config, facts, tokenizer)
     model, reports = build_model(config, tokenizer, facts, origin)
     objectives = build_objectives(config, facts)
     for objective in objectives:

@@ -13,6 +13,7 @@ from mmscale.tasks.task import Record, Task
 
 if TYPE_CHECKING:
     from mmscale.data.dataset import ShardDataset
+    from mmscale.data.tokenize import TextTokenizer
 
 __all__ = [
     "Record",
@@ -20,6 +21,7 @@ __all__ = [
     "TaskKind",
     "build_task",
     "caption_field",
+    "check",
     "head_sizes",
     "kind_of",
     "kind_of_stage",
@@ -55,3 +57,14 @@ def study(config: RunConfig, dataset: ShardDataset) -> Facts | None:
     if kind is None or (kind.head is None and kind.study is None):
         return None
     return Facts() if kind.study is None else kind.study(config, dataset)
+
+
+def check(config: RunConfig, facts: Facts | None, tokenizer: TextTokenizer) -> None:
+    """See that what the stage's task found in the training shards fits the tokenizer and the model.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    kind = kind_of_stage(config)
+    if kind is not None and kind.check is not None and facts is not None:
+        kind.check(config, facts, tokenizer)

@@ -5,7 +5,8 @@ Source of the form: Cho et al. 2021 (VL-T5), section 4.1; of the choice among gi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from shards.errors import ConfigError
 NO_IMAGE = "it has a question and an answer, but no image (nor an item of another modality) to write about"
 NO_QUESTION = "it has an answer and an image, but no question"
 """Why a sample is left out."""
+ANY = 1_000_000
+"""Tokens of a text that is not to be cut."""
 
 
 class Answering:
@@ -77,16 +80,20 @@ class Answering:
 
 
 def _trie(model: MMScaleModel, tokenizer: TextTokenizer, batch: Batch) -> Trie:
-    begun = tokenizer.begin is not None
-    ids = [tokenizer.encode(text, model.config.max_text_tokens)[begun:] for text in model.config.id2label.values()]
-    longest = max(ids, key=len)
-    if 2 * len(longest) >= model.config.max_text_tokens:
+    return Trie(_answers(model.config.id2label.values(), tokenizer, model.config.max_text_tokens), batch.positions_M.device)
+
+
+def _answers(texts: Collection[str], tokenizer: TextTokenizer, most: int) -> list[list[int]]:
+    """Token ids of the answers to choose from, where each fits beside a question."""
+    ids = [tokenizer.encode(text, ANY)[tokenizer.begin is not None :] for text in texts]
+    text, longest = max(zip(texts, ids, strict=True), key=lambda pair: len(pair[1]))
+    if 2 * len(longest) >= most:
         raise ConfigError(
-            f"`task.answers=listed`: the answer {tokenizer.decode(longest)!r} has {len(longest)} tokens; it must have less than half of "
-            f"model.max_text_tokens = {model.config.max_text_tokens}, as the other half is the question's. Train with "
-            "`data.labels` that leaves it out, or evaluate with free=true."
+            f"`task.answers=listed`: the answer {textwrap.shorten(text, 200, placeholder='...')!r} has {len(longest)} tokens; it "
+            f"must have less than half of model.max_text_tokens = {most}, as the other half is the question's. Train with "
+            "`data.labels` that leaves it out, or with a larger model.max_text_tokens; a trained model writes freely with free=true."
         )
-    return Trie(ids, batch.positions_M.device)
+    return ids
 
 
 def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
@@ -97,6 +104,12 @@ def _study(config: RunConfig, dataset: ShardDataset) -> Facts:
         return Facts(labels=tuple(config.data.labels))
     found = {answer_form(text) for text in label_vocabulary(dataset.reader, target_field(config))}
     return Facts(labels=tuple(sorted(found - {""})))
+
+
+def _check(config: RunConfig, facts: Facts, tokenizer: TextTokenizer) -> None:
+    """Find an answer that is too long before the first step, not at the first evaluation."""
+    if facts.labels:
+        _answers(facts.labels, tokenizer, config.model.max_text_tokens)
 
 
 def _draw(found: Evaluated) -> None:
@@ -125,5 +138,6 @@ KIND = TaskKind(
     caption=True,
     writes=True,
     study=_study,
+    check=_check,
     draw=_draw,
 )

@@ -16,6 +16,7 @@ from shards.errors import ConfigError
 if TYPE_CHECKING:
     from mmscale.data.dataset import ShardDataset
     from mmscale.data.targets import Facts, Target
+    from mmscale.data.tokenize import TextTokenizer
     from mmscale.objectives.base import Objective
     from mmscale.tasks.evaluated import Evaluated
     from mmscale.tasks.rerank import Look
@@ -46,6 +47,8 @@ class TaskKind:
     """Size of the head."""
     study: Callable[[RunConfig, ShardDataset], Facts] | None = None
     """What is taken from the training shards before the first step, on rank 0 for all."""
+    check: Callable[[RunConfig, Facts, TextTokenizer], None] | None = None
+    """Raises ConfigError where what was found does not fit the tokenizer or the model, before the first step."""
     target: Callable[[RunConfig, Facts], Target] | None = None
     """What goes into `Batch.targets`, under the head's name."""
     refine: Callable[[Look, list[Record]], list[Record]] | None = None

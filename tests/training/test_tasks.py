@@ -210,6 +210,16 @@ def test_an_empty_split_is_one_paragraph(tmp_path: Path, greys: Path, stage: Pat
         evaluate(run, "vqa", empty)
 
 
+def test_a_listed_answer_that_is_too_long_is_said_before_the_first_step(tmp_path: Path, stage: Path, alone: Alone) -> None:
+    run, words = tmp_path / "run", ("data.caption=word", "data.prompt=question", "data.label=words", "task.answers=listed")
+    long = "above " * 20
+    code, _, err = alone(stage, f"run={run}", "task.name=answering", *words, f"data.labels=[left, {long}]")
+    assert code == 2
+    assert "`task.answers=listed`: the answer 'above above" in err
+    assert "it must have less than half of model.max_text_tokens" in err
+    assert not (run / "metrics.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_ranks_change_nothing(tmp_path: Path, stage: Path, greys: Path, alone: Alone) -> None:
     """With a rate of 0 every topology has the same weights: the evaluations of one and two ranks are equal to the last bit."""
