@@ -318,7 +318,9 @@ def runs_logs(
 @runs_app.command("stop")
 def runs_stop(
     run: RunFolderArgument,
-    grace_s: Annotated[float, typer.Option(help="Seconds the ranks get to checkpoint and end before they are killed.")] = 60.0,
+    grace_s: Annotated[
+        float | None, typer.Option(help="Seconds until what is left is killed; usually what the launch gives its ranks, and some more.")
+    ] = None,
 ) -> None:
     """Stop a run that was launched on this machine, or is a job of SLURM; its ranks commit a checkpoint first."""
     from launcher import run_commands

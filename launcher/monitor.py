@@ -54,6 +54,8 @@ class LaunchRecord:
     ended_at: float | None = None
     job: str | None = None
     """SLURM's number of the job that was submitted."""
+    grace_s: float | None = None
+    """Seconds that the launcher gives its ranks to end; None for a job of SLURM."""
 
     @staticmethod
     def started(plan: LaunchPlan, job: str | None = None) -> LaunchRecord:
@@ -68,6 +70,7 @@ class LaunchRecord:
             pid=me.pid,
             created=me.create_time(),
             job=job,
+            grace_s=plan.grace_s if job is None else None,
         )
 
     def ended(self, exit_code: int) -> LaunchRecord:
@@ -125,9 +128,36 @@ def read_status(run: Path) -> Status | None:
 
 
 def read_launch(run: Path) -> LaunchRecord | None:
-    """Read launch.json; None where there is none."""
+    """Read launch.json; None where there is none. A job's script that was submitted again by hand is the newer job."""
     record = _read_json(run / "launch.json")
-    return None if record is None else LaunchRecord(**(record | {"arguments": tuple(record["arguments"])}))
+    if record is None:
+        return None
+    launch = LaunchRecord(**(record | {"arguments": tuple(record["arguments"])}))
+    return launch if launch.job is None else replace(launch, job=_newer(launch.job, _noted_job(run)))
+
+
+def newest_job(run: Path) -> str | None:
+    """SLURM's number of the newest job that was a launch of the run; None where there was none."""
+    launch = read_launch(run)
+    return _newer(launch.job if launch is not None else None, _noted_job(run))
+
+
+def _noted_job(run: Path) -> str | None:
+    """The job whose script has noted something last."""
+    words = _last_note(run)
+    return words[1].split("-")[1] if len(words) > 1 and words[1].startswith("slurm-") else None
+
+
+def _newer(one: str | None, other: str | None) -> str | None:
+    """SLURM's numbers rise."""
+    known = [job for job in (one, other) if job is not None]
+    return max(known, key=lambda job: (len(job), job), default=None)
+
+
+def _last_note(run: Path) -> list[str]:
+    path = run / "job.history"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return lines[-1].split() if lines else []
 
 
 def write_launch(run: Path, record: LaunchRecord) -> None:
@@ -222,9 +252,7 @@ def _state(run: Path, status: Status | None, launch: LaunchRecord | None) -> str
 
 def _job_state(run: Path, prefix: str) -> str | None:
     """What the script of a job has noted last; None where the ranks' own word counts, or nothing was noted of this job."""
-    path = run / "job.history"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    words = lines[-1].split() if lines else []
+    words = _last_note(run)
     if len(words) < 3 or not words[1].startswith(prefix):
         return None
     if words[2] != "ended":

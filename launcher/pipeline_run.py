@@ -17,11 +17,11 @@ from launcher.cluster import load_cluster
 from launcher.engines import slurm
 from launcher.engines.programs import find_program
 from launcher.errors import LaunchError
-from launcher.monitor import summarize
+from launcher.monitor import LaunchRecord, summarize, write_launch
 from launcher.pipeline import Stage
-from launcher.plan import LaunchRequest
+from launcher.plan import LaunchPlan, LaunchRequest
 from mmscale.errors import RunError
-from mmscale.run_folder import replace_file
+from mmscale.run_folder import RunFolder, replace_file
 
 
 def pending(folder: Path, stages: Sequence[Stage]) -> list[Stage]:
@@ -91,12 +91,20 @@ def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Seq
             continue
         jobs = [_job(folder, name) for name in stage.after if name in {other.name for other in left}]
         script = folder / "jobs" / f"{stage.name}.sbatch"
-        script.write_text(_script(folder, stage, cluster, words), encoding="utf-8")
+        plan = start.plan_here(_request(stage, cluster, words)) if stage.words[0] == "launch" else None
+        if plan is not None:
+            if (queued := submit.queued_job(plan.run)) is not None:
+                raise submit.already_a_job(plan.run, *queued)
+            RunFolder(plan.run).make()
+        script.write_text(_script(folder, stage, plan, cluster, words), encoding="utf-8")
         options = [f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes"] if jobs else []
         done = subprocess.run(["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RunError(f"sbatch refuses {script}: {' '.join(done.stderr.split())}")
-        replace_file(record, json.dumps({"job": done.stdout.strip().split(";")[0], "command": command_of(stage)}) + "\n")
+        job = done.stdout.strip().split(";")[0]
+        replace_file(record, json.dumps({"job": job, "command": command_of(stage)}) + "\n")
+        if plan is not None:
+            write_launch(plan.run, LaunchRecord.started(plan, job=job))
         print(f"{stage.name}: job {_job(folder, stage.name)}{' after ' + ', '.join(jobs) if jobs else ''}")
     return 0
 
@@ -105,13 +113,11 @@ def _job(folder: Path, name: str) -> str:
     return str(json.loads((folder / "jobs" / f"{name}.json").read_text(encoding="utf-8"))["job"])
 
 
-def _script(folder: Path, stage: Stage, cluster: str, words: Sequence[str]) -> str:
-    """The sbatch script of a stage; its last act is the mark that it is done."""
+def _script(folder: Path, stage: Stage, plan: LaunchPlan | None, cluster: str, words: Sequence[str]) -> str:
+    """The sbatch script of a stage, which has a plan where it is a launch; its last act is the mark that it is done."""
     mark = (folder / "done" / stage.name).resolve()
     finished = f"printf %s {shlex.quote(command_of(stage))} >{shlex.quote(str(mark))}"
-    if stage.words[0] == "launch":
-        plan = start.plan_here(_request(stage, cluster, words))
-        plan.run.mkdir(parents=True, exist_ok=True)
+    if plan is not None:
         return slurm.script(plan, finished=finished)
     where, log = load_cluster(cluster, [*words]), (folder / "jobs" / f"{stage.name}-%j.log").resolve()
     lines = ["#!/usr/bin/env bash", f"# {stage.name}: a stage of a pipeline"]

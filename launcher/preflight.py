@@ -20,6 +20,7 @@ from launcher.plan import LaunchPlan
 from launcher.processes import processes_of_run
 from mmscale.arithmetic import plan_batch
 from mmscale.checkpoint.find import committed, start_of
+from mmscale.checkpoint.retention import kept
 from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
 from mmscale.data_config import missing_tokenizer, reads_no_words, training_places
@@ -144,15 +145,16 @@ def checkpoints(subject: Subject) -> Iterator[Finding]:
         yield Finding(check="checkpoints", level="warn", what=what, fix="Set checkpoint.every to a tenth of the steps or less.")
     above = next(path for path in (run, *run.parents) if path.is_dir())
     found, disk = len(committed(run / "checkpoints")), os.statvfs(above)
-    kept = config.keep if config.keep else steps // max(1, config.every) + 1
-    to_come = max(1, kept + 1 - found)
+    saves = {*range(config.every, steps + 1, config.every), steps} if config.every else {steps}
+    most = len(kept(saves, (), config, {})) + (config.keep > 0 and config.best is not None)
+    to_come = max(1, most + 1 - found)
     needed, free = to_come * subject.estimate.checkpoint_bytes, disk.f_bavail * disk.f_frsize
     size = f"{to_come} checkpoints of about {subject.estimate.checkpoint_bytes / GIB:.2f} GiB are to come, "
     size += f"{free / GIB:,.1f} GiB are free" if disk.f_blocks else f"{above} does not tell what is free"
     if not disk.f_blocks:
         yield Finding(check="disk", level="pass", what=size)
     elif needed > free:
-        fix = "Lower checkpoint.keep (0 keeps all), free space, or put `run` on another file system."
+        fix = "Lower checkpoint.keep (0 keeps all), raise a checkpoint.keep_every, free space, or put `run` on another file system."
         yield Finding(check="disk", level="fail", what=f"{size} at {above}", fix=fix)
     else:
         yield Finding(

@@ -19,6 +19,10 @@ from mmscale.finding import render
 from mmscale.run_folder import RunFolder
 
 FOLLOW_S = 1.0
+GRACE_S = 60.0
+"""What ranks get to end whose launcher is gone."""
+LAUNCHER_S = 15.0
+"""What a launcher gets to clean up after the ranks' time is over."""
 ROW = "{:<32} {:<9} {:>17} {:>9} {:>10} {:>6} {:>9}"
 ENDED = {"finished", "stopped", "failed", "stuck", "died"}
 
@@ -118,19 +122,35 @@ def show_logs(run: Path, ranks: Sequence[int], lines: int, *, follow: bool = Fal
         time.sleep(FOLLOW_S)
 
 
-def stop(run: Path, grace_s: float) -> None:
+def stop(run: Path, grace_s: float | None) -> None:
     """End a run's processes on this machine: ask its launcher, or the ranks that it left behind; kill what does not end.
 
+    Args:
+        run: its folder.
+        grace_s: seconds until what is left is killed; None for those that its launcher gives the ranks, and some for itself.
+
     Raises:
-        RunError: nothing of it runs here.
+        RunError: nothing of it runs here, or its launcher gives the ranks less time.
     """
-    launch = monitor.read_launch(run)
+    launch, queued = monitor.read_launch(run), submit.queued_job(run)
+    if queued is not None:
+        return _stop_job(run, *queued)
     if launch is not None and launch.job is not None:
-        return _stop_job(run, launch.job)
+        raise RunError(
+            f"Job {launch.job} of the run {str(run)!r} is not in SLURM's queue as seen from here. `mmscale runs show {run}` tells how it "
+            "stands."
+        )
     launcher = None if launch is None else launch.launcher()
     living = list(processes.processes_of_run(run.resolve()))
     if launcher is None and not living:
         raise RunError(f"Nothing of the run {str(run)!r} runs on this machine. `mmscale runs show {run}` tells how it stands.")
+    given = GRACE_S if launcher is None or launch is None or launch.grace_s is None else launch.grace_s
+    if launcher is not None and grace_s is not None and grace_s > given:
+        raise RunError(
+            f"`--grace-s {grace_s:g}`: the run's launcher kills the ranks {given:g} s after a signal, as `mmscale launch --grace-s` said. "
+            f"Give at most {given:g}, or none for that."
+        )
+    grace_s = given + LAUNCHER_S if grace_s is None else grace_s
     for process in [launcher] if launcher is not None else living:
         processes.send(process, signal.SIGTERM)
     waited = [*living, *([launcher] if launcher is not None else [])]
@@ -140,13 +160,8 @@ def stop(run: Path, grace_s: float) -> None:
     print(f"stopped: {run} ({monitor.summarize(run).state})")
 
 
-def _stop_job(run: Path, job: str) -> None:
+def _stop_job(run: Path, job: str, state: str) -> None:
     """Have a job's ranks commit a checkpoint and end, for good: its script sees the mark and does not requeue."""
-    state = submit.job_state(job)
-    if state is None:
-        raise RunError(
-            f"Job {job} of the run {str(run)!r} is not in SLURM's queue as seen from here. `mmscale runs show {run}` tells how it stands."
-        )
     (run / "stop").touch()
     words = ["--signal=USR1", "--batch"] if state == "RUNNING" else []
     subprocess.run(["scancel", *words, job], check=True)

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from launcher import logs, processes
 from launcher.engines import engine_of
 from launcher.errors import LaunchError
-from launcher.monitor import LaunchRecord, Status, read_status, unfit, write_launch
+from launcher.monitor import LaunchRecord, Status, read_launch, read_status, unfit, write_launch
 from launcher.plan import INHERITED, LaunchPlan
+from launcher.submit import already_a_job, queued_job
 from launcher.watch import STOPPED, Rank, Watch, own_address
 from mmscale.errors import NO_PROGRESS, RunError
 from mmscale.finding import failed_nodes
@@ -71,7 +72,7 @@ def supervise(plan: LaunchPlan) -> int:
     _refuse_second_launch(plan)
     engine_of(plan.engine).program(plan)
     with _listening() as received:
-        plan.run.mkdir(parents=True, exist_ok=True)
+        RunFolder(plan.run).make()
         write_launch(plan.run, LaunchRecord.started(plan))
         if plan.checks_nodes:
             check = plan.of_check()
@@ -182,11 +183,15 @@ def _listening() -> Iterator[Received]:
 
 
 def _refuse_second_launch(plan: LaunchPlan) -> None:
-    pids = [str(p.pid) for p in processes.processes_of_run(plan.run)]
+    if (queued := queued_job(plan.run)) is not None:
+        raise already_a_job(plan.run, *queued)
+    launch = read_launch(plan.run)
+    launcher = None if launch is None else launch.launcher()
+    pids = sorted({p.pid for p in (*processes.processes_of_run(plan.run), *([launcher] if launcher else ()))} - {os.getpid()})
     if pids:
         raise RunError(
-            f"The run {str(plan.run)!r} is already being trained on this machine, by the processes {', '.join(pids)}: two launches would "
-            f"write over each other. Wait for it, or stop it with `mmscale runs stop {plan.run}`."
+            f"The run {str(plan.run)!r} is already being trained on this machine, by the processes {', '.join(map(str, pids))}: two "
+            f"launches would write over each other. Wait for it, or stop it with `mmscale runs stop {plan.run}`."
         )
 
 

@@ -37,7 +37,7 @@ from mmscale.run_folder import RunFolder
 from mmscale.tasks import check, head_sizes, study
 from mmscale.world import World, resolve_precision
 from shards import configfile
-from shards.errors import ConfigError
+from shards.errors import ConfigError, MmscaleError
 from shards.store.place import is_url
 
 
@@ -110,9 +110,20 @@ def assemble(config: RunConfig, world: World, group: dist.ProcessGroup) -> Run:
 
 
 def agree_on_facts(config: RunConfig, dataset: ShardDataset, world: World, group: dist.ProcessGroup) -> Facts | None:
-    """Take from the training shards what the task needs once, on rank 0, for all (all ranks call)."""
-    found: list[Facts | None] = [study(config, dataset) if world.is_first else None]
+    """Take from the training shards what the task needs once, on rank 0, for all (all ranks call).
+
+    Raises:
+        ConfigError, ShardError: there is nothing to learn, on every rank alike: none waits for one that has ended.
+    """
+    found: list[Facts | MmscaleError | None] = [None]
+    if world.is_first:
+        try:
+            found = [study(config, dataset)]
+        except MmscaleError as e:
+            found = [e]
     dist.broadcast_object_list(found, src=0, group=group)
+    if isinstance(found[0], MmscaleError):
+        raise found[0]
     return found[0]
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -83,6 +85,19 @@ class RunFolder:
     def audit(self, rank: int) -> Path:
         """Audit file of a rank: a line a sample."""
         return self.path / "audit" / f"rank-{rank}.jsonl"
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ConfigError: it cannot be.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(
+                f"The run folder {str(self.path)!r} cannot be made: {e.strerror}. Give another `run`, in a folder that can be written to."
+            ) from e
 
     def write_status(self, state: str, **values: Any) -> None:
         """Replace status.json; `state` is running, finished, stopped, failed, or stuck (exit code 86)."""

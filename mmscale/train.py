@@ -227,7 +227,7 @@ def run_stage(config: RunConfig, world: World, folder: RunFolder, watch: Watchdo
         dist.barrier(group=group)  # the first rank to end may be the end of the others
         raise
     finished = done >= config.train.steps or stop.enough
-    watch.enter("save", done)
+    watch.enter("save", done, anew=True)
     dist.barrier(group=group)
     if world.is_first:
         folder.write_status("finished" if finished else "stopped", step=done if finished else None, steps=config.train.steps)
@@ -268,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start_logging(folder: RunFolder, world: World) -> None:
     """Log every rank to logs/rank-N.log, and rank 0 to the console."""
+    folder.make()
     path = folder.log(world.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
@@ -285,11 +286,12 @@ def start_logging(folder: RunFolder, world: World) -> None:
 
 
 def _report(error: MmscaleError, world: World | None) -> int:
-    """Say once what went wrong: a wrong configuration is the same on every rank, so only the first one speaks."""
+    """Say once what went wrong: a wrong configuration is mostly the same on every rank, so only the first one speaks where they share a
+    terminal; below `mmscale launch` each has a log of its own, and a file may lack on one host alone."""
     code = 2 if isinstance(error, ConfigError) else NO_PROGRESS if isinstance(error, NoProgressError) else 1
     if logging.getLogger("mmscale").handlers:  # else the run folder is not known yet
         logger.error("%s", error)
-    if code != 2 or world is None or world.is_first:
+    if code != 2 or world is None or world.is_first or "MMSCALE_LAUNCH_ID" in os.environ:
         print(f"mmscale: error: {error}", file=sys.stderr, flush=True)
     return code
 

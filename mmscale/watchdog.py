@@ -66,14 +66,15 @@ class Watchdog:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
 
-    def enter(self, section: Section, step: int) -> None:
-        """Begin a section, which ends the one before; entering the one that runs changes nothing.
+    def enter(self, section: Section, step: int, *, anew: bool = False) -> None:
+        """Begin a section, which ends the one before; entering the one that runs changes nothing, unless `anew`.
 
         Args:
             section: what begins.
             step: the step that it belongs to, counted from 1; 0 before the first.
+            anew: begin the section's time anew where it runs already.
         """
-        if self._stacks is None or (self._entered is not None and self._entered.section == section):
+        if self._stacks is None or (self._entered is not None and self._entered.section == section and not anew):
             return
         limit_s = self._limits[section]
         self._entered = _Entered(section, step, limit_s, time.monotonic() + limit_s if limit_s else float("inf"))

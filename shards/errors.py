@@ -1,5 +1,7 @@
 """The exceptions of the whole project; the upper floors add their own leaves below these roots."""
 
+from __future__ import annotations
+
 
 class MmscaleError(Exception):
     """Root of every error that a user can cause or mend; its text is one readable paragraph.
@@ -42,6 +44,10 @@ class SampleError(DataError):
         self.key = key
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str, str]]:
+        """Goes to other processes with its three parts."""
+        return type(self), (self.key, self.reason, self.detail)
 
 
 class ShardError(DataError):

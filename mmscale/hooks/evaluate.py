@@ -64,7 +64,8 @@ class EvaluateHook:
     def after_step(self, info: StepInfo) -> None:
         """Evaluate when it is due (all ranks call)."""
         settings, run = self.run.config.evaluate, self.run
-        if not due(info.step, settings.every, info.last):
+        # not at a stop in between: it would spend the time that a checkpoint has left, and count as one more without a better result
+        if not due(info.step, settings.every, info.step == run.config.train.steps):
             return
         model = run.trainee.model
         model.eval()

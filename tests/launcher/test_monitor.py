@@ -8,11 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher import run_commands
 from launcher.logs import LineFollower
-from launcher.monitor import LaunchRecord, find_runs, last_metrics, read_launch, read_status, summarize, write_launch
+from launcher.monitor import LaunchRecord, find_runs, last_metrics, newest_job, read_launch, read_status, summarize, write_launch
+from launcher.plan import LaunchPlan, LaunchRequest
+from launcher.start import plan_here
+from launcher.submit import submit
+from launcher.supervise import supervise
 from mmscale.errors import CheckpointError, RunError
 from mmscale.run_folder import RunFolder
 
@@ -145,6 +150,59 @@ def test_state_of_a_job_is_told_from_the_folder(tmp_path: Path, history: list[st
     (tmp_path / "job.history").write_text("".join(line + "\n" for line in history))
     write_launch(tmp_path, replace(launch_record(None), job="7", engine="slurm"))
     assert summarize(tmp_path).state == state
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SLURM's client as far as it is asked here: job 8 runs, no other is in the queue; what scancel was told is in a file."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    told = tmp_path / "scancel"
+    for name, line in (("squeue", 'case "$*" in *--jobs=8\\ *) echo RUNNING ;; esac'), ("scancel", f'echo "$*" >> {told}')):
+        (bin_folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (bin_folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    return told
+
+
+@pytest.mark.parametrize("job", ["7", None])
+def test_a_script_that_was_submitted_by_hand_is_the_runs_job(tmp_path: Path, queue: Path, job: str | None) -> None:
+    run = tmp_path / "run"
+    write_run(run, launch_id="slurm-8-0", pid=ended_process())
+    (run / "job.history").write_text("T slurm-8-0 began nodes=n1\n")
+    if job is not None:
+        write_launch(run, replace(launch_record(None), job=job, engine="slurm"))
+    assert summarize(run).state == "running"
+    assert newest_job(run) == "8"
+    plan = plan_of_run(run)
+    for launch in (supervise, submit):
+        with pytest.raises(RunError, match=r"is SLURM's job 8 already, which is running: two launches would write over each other"):
+            launch(plan)
+    run_commands.stop(run, None)
+    assert queue.read_text() == "--signal=USR1 --batch 8\n"
+    assert (run / "stop").exists()
+
+
+def test_a_launcher_whose_ranks_are_elsewhere_keeps_its_run(tmp_path: Path) -> None:
+    """Its own processes need not show the run in their environment: pdsh's do not."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        try:
+            created = psutil.Process(other.pid).create_time()
+            write_launch(tmp_path, replace(launch_record(None), pid=other.pid, created=created, grace_s=20.0))
+            with pytest.raises(RunError, match=rf"is already being trained on this machine, by the processes {other.pid}: two launches"):
+                supervise(plan_of_run(tmp_path))
+            with pytest.raises(RunError, match=r"`--grace-s 600`: the run's launcher kills the ranks 20 s after a signal"):
+                run_commands.stop(tmp_path, 600.0)
+            assert other.poll() is None
+            run_commands.stop(tmp_path, None)
+            assert other.wait(10) == -15
+        finally:
+            other.kill()
+
+
+def plan_of_run(run: Path) -> LaunchPlan:
+    """Of two ranks on this machine."""
+    return plan_here(LaunchRequest(arguments=("configs/demo/pretrain.yaml", f"run={run}")))
 
 
 def test_failure_is_shown_first_with_its_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,6 +190,13 @@ HUGE = ("model.hidden_size=65536", "model.unimodal_layers=100", "model.num_heads
         (running, "other_launch", "fail", "is being trained by the processes", "mmscale runs stop"),
         (words("checkpoint.every=0"), "checkpoints", "warn", "a kill costs the whole run", r"Set checkpoint\.every"),
         (words(*HUGE, "checkpoint.keep=1000"), "disk", "fail", "are to come, .* GiB are free", r"Lower checkpoint\.keep"),
+        (
+            words(*HUGE, "checkpoint.every=5", "checkpoint.keep_every=5"),
+            "disk",
+            "fail",
+            "^2[0-9] checkpoints of about",
+            r"raise a checkpoint\.keep",
+        ),
         (words(*HUGE), "memory", "fail", "2 ranks need more than", r"Raise zero\.stage"),
         (words("init_from=nowhere"), "start_weights", "fail", "'nowhere' does not exist.* init_from=null starts", "^$"),
         (words("model.init_text_from=nowhere"), "start_weights", "fail", "there is no folder nowhere", "nothing is downloaded"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mmscale.ports import free_port
 from shards import configfile
 from shards.config import WriteConfig
 from shards.write import write_shards
 from tests.training.alone import Alone
+from tests.training.runs import environment
 
 
 def complain(alone: Alone, code: int, *words: object) -> str:
@@ -36,6 +40,42 @@ def test_data_that_is_not_there_or_not_finished(alone: Alone, stage: Path, tmp_p
 def test_a_stage_file_must_come_first(alone: Alone) -> None:
     assert complain(alone, 2, "train.steps=3") == "Give a stage file first: mmscale.train CONFIG [key=value ...]."
     assert complain(alone, 2, "none.yaml").startswith("There is no configuration file 'none.yaml'. Give the path of a YAML file.")
+
+
+def test_a_run_folder_that_cannot_be_made(alone: Alone, stage: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = complain(alone, 2, stage, f"run={tmp_path}/file/run")
+    assert said == (
+        f"The run folder '{tmp_path}/file/run' cannot be made: Not a directory. Give another `run`, in a folder that can be written to."
+    )
+
+
+def test_a_file_that_lacks_on_one_host_is_said_in_its_ranks_log(tmp_path: Path) -> None:
+    """Where ranks share a terminal the first one speaks for all."""
+    command = [sys.executable, "-m", "mmscale.train", "none.yaml"]
+    for variables, told in (({}, False), ({"MMSCALE_LAUNCH_ID": "a"}, True)):
+        env = environment() | {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"} | variables
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert (done.returncode, "There is no configuration file 'none.yaml'" in done.stderr) == (2, told), done.stderr
+
+
+@pytest.mark.slow
+def test_what_the_first_rank_alone_reads_ends_all_ranks_alike(stage: Path, tmp_path: Path) -> None:
+    shared = environment() | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    words = [str(stage), f"run={tmp_path}/run", "task.name=classification", "data.label=nothing"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mmscale.train", *words],
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], said
+    assert ["mmscale: error: `data.label=nothing` is a field of no sample" in text for text in said] == [True, False]
 
 
 def test_unknown_key_and_wrong_type(alone: Alone, stage: Path, tmp_path: Path) -> None:

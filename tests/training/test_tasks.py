@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from shards.errors import ConfigError, ShardError
 from tests.data.tiny import tokenizer_folder, write
 from tests.tasks.predicting import stage as stage_config
 from tests.training.alone import Alone
-from tests.training.runs import records, train
+from tests.training.runs import environment, records, train
 
 STAGE = """
 data: {caption: null, text: null, max_text_tokens: 16}
@@ -306,3 +308,20 @@ def test_a_run_ends_early_and_stays_ended(tmp_path: Path, greys: Path, stage: Pa
     assert "the run is finished" in out
     code, out, err = alone(stage, f"run={run}", *words, "evaluate.patience=3")
     assert "ends early at step 12" in out, out + err
+
+
+def test_a_stop_is_no_evaluation(tmp_path: Path, greys: Path, stage: Path, alone: Alone) -> None:
+    """It would spend the time that the checkpoint has left, and end a run whose patience counts evaluations sooner than one that ran on."""
+    run = tmp_path / "run"
+    words = ("task.name=vqa", "data.label=answer", "train.steps=7", "optimizer.lr=0", "optimizer.min_lr_ratio=0", "evaluate.every=3")
+    words += (f"evaluate.shards={greys}", "evaluate.patience=2", "checkpoint.best=accuracy")
+    for asked, stopped, evaluated in ((1, 2, []), (3, 4, [3]), (5, 6, [3, 6])):
+        command = [sys.executable, "-m", "tests.training.stall", str(stage), f"run={run}", *words]
+        env = environment() | {"STALL": f"{asked} 0 ask"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 85, done.stdout + done.stderr
+        assert f"committed the checkpoint of step {stopped}" in done.stdout
+        lines = records(run / "evaluations.jsonl") if evaluated else []
+        assert [line["step"] for line in lines] == evaluated
+    fine_tune(alone, stage, run, *words)
+    assert [line["step"] for line in records(run / "evaluations.jsonl")] == [3, 6, 7]

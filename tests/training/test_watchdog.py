@@ -172,6 +172,11 @@ with Watchdog(RunConfig(), RunFolder(Path('.')), SimpleNamespace(rank=0)) as wat
         watch.enter('data', step)
         watch.enter('step', step)
     print((time.perf_counter() - start) / 10000)
+    begun = watch._entered.deadline
+    watch.enter('step', step)
+    assert watch._entered.deadline == begun
+    watch.enter('step', step, anew=True)
+    assert watch._entered.deadline > begun
 """
     env = environment() | {"PYTHONPATH": f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
