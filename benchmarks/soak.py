@@ -5,7 +5,7 @@
 
 The run is `mmscale launch` over tiny glyph shards with every objective, dropout, accumulation and a moving average, and a checkpoint
 every three steps. SIGKILL hits one process of it (the launcher, DeepSpeed's two or torchrun, a rank's parent, a rank, a loader's worker or
-its server: the kind is drawn first) at a random moment, a quarter of the time before the first step of a start. What is left has to end by
+its server: the kind is drawn first) at a random moment, sometimes within the first seconds of a start. What is left has to end by
 itself; then the same command goes on, with engine, background save and worker processes drawn anew, which change no bit. Exit code 1
 unless losses, weights, moments, average and the audit of positions equal the undisturbed run's, and no process outlived its run.
 """
@@ -67,7 +67,7 @@ KINDS = (
 )
 """Kind of a process and the words that its command line holds; the first that fits."""
 START_SHARE = 0.25
-"""Of the kills that come before a start's first step."""
+"""Of fresh starts, those that are aimed at before their first step; it often comes sooner."""
 START_S = 20.0
 """Longest time after a start at which such a kill comes."""
 MOMENT_S = 0.2

@@ -100,7 +100,7 @@ SOURCES = {
     "sample.labels": "assumed",
     "storage.write_gb_s_node": "assumed, as Llama 3, section 3.3.1: 2 TB/s for 2,048 nodes; measure yours: benchmarks/checkpoint.py",
     "storage.fixed_s": "assumed",
-    "failures.hours": "Kokolis et al. 2025, Meta's RSC clusters: 7.9 h for jobs of 1,024 GPUs",
+    "failures.hours": "Kokolis et al. 2024, Meta's RSC clusters: 7.9 h for jobs of 1,024 GPUs",
     "failures.restart_minutes": "assumed",
 }
 

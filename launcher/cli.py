@@ -374,7 +374,7 @@ def checkpoints_export(
 def checkpoints_average(
     run: RunFolderArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint to make.")],
-    last: Annotated[int, typer.Option(help="How many of the newest checkpoints.")] = 3,
+    last: Annotated[int, typer.Option(help="How many of the newest checkpoints.")] = 2,
 ) -> None:
     """Average the weights of a run's newest checkpoints into one to evaluate, export or start from."""
     from launcher import checkpoint_commands

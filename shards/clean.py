@@ -16,7 +16,7 @@ from shards.clean_video import CleanVideo, clean_video
 from shards.config import WriteConfig
 from shards.errors import SampleError
 from shards.filter import Judge
-from shards.media import FRAME_DIGITS, MediaFacts, media_facts
+from shards.media import FRAME_DIGITS, MediaFacts, has_frames, media_facts
 from shards.sample import Sample
 from shards.sources.record import RawSample, Record
 
@@ -107,7 +107,7 @@ def _captions(key: str, raw: RawSample, config: WriteConfig) -> list[str]:
 def _image(key: str, raw: RawSample, config: WriteConfig) -> CleanImage | None:
     if raw.image is not None:
         return clean_image(key, raw.image, config.image)
-    if config.image.required and raw.audio is None and raw.video is None and not raw.pictures:
+    if config.image.required and raw.audio is None and raw.video is None and not raw.pictures and not has_frames(raw.extra):
         raise SampleError(key, "no_image", "There is no image; image.required=false would write the sample without one.")
     return None
 

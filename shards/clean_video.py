@@ -131,12 +131,16 @@ def _kept(key: str, data: bytes, container: Any, header: _Header, config: VideoC
     duration_s = header.duration_s if header.duration_s is not None else end_s
     _check_length(key, duration_s, config)
     fps = header.fps or count / max(duration_s, 1e-6)
-    return CleanVideo({EXTENSIONS[header.container]: data}, duration_s, count, fps, first.width, first.height)
+    width, height = (first.width, first.height) if first.rotation % 180 == 0 else (first.height, first.width)
+    return CleanVideo({EXTENSIONS[header.container]: data}, duration_s, count, fps, width, height)
 
 
 def _check_whole(key: str, header: _Header, count: int, end_s: float) -> None:
-    if count < _SHORTFALL * header.frames:
-        raise SampleError(key, "truncated", f"The video ends after {count} of {header.frames} pictures.")
+    promised = float(header.frames)
+    if header.duration_s is not None and header.fps:  # an edit list shows a part of the pictures that the file holds
+        promised = min(promised, header.duration_s * header.fps)
+    if count < _SHORTFALL * promised:
+        raise SampleError(key, "truncated", f"The video ends after {count} of {promised:.0f} pictures.")
     interval_s = 1 / header.fps if header.fps else 0.0
     if header.duration_s is not None and end_s + 2 * interval_s < _SHORTFALL * header.duration_s:
         raise SampleError(key, "truncated", f"The video ends after {end_s:.2f} of {header.duration_s:.2f} s.")

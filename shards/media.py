@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import av
@@ -71,11 +71,17 @@ def _video(data: bytes) -> MediaFacts:
         return MediaFacts()
 
 
+def has_frames(parts: Iterable[str]) -> bool:
+    """Whether parts are a clip, or several pictures, as numbered pictures from 0 on."""
+    names = [name for name in sorted(parts) if _is_frame(name)]
+    return bool(names) and int(names[0][:FRAME_DIGITS]) == 0
+
+
 def _frames(sample: Sample) -> MediaFacts:
     """Of a video that was turned into numbered pictures; its duration is a field."""
-    names = [name for name in sorted(sample.parts) if _is_frame(name)]
-    if not names or int(names[0][:FRAME_DIGITS]) != 0:
+    if not has_frames(sample.parts):
         return MediaFacts()
+    names = [name for name in sorted(sample.parts) if _is_frame(name)]
     try:
         with Image.open(io.BytesIO(sample.parts[names[0]])) as first:
             size = first.size

@@ -78,6 +78,9 @@ def shard_name(number: int) -> str:
 def make_plan(config: WriteConfig, records: Sequence[Record]) -> Plan:
     """Cut the listed records into shards."""
     settings = {key: value for key, value in to_plain(config).items() if key not in _FREE_KEYS}
+    if config.filter.deny_file is not None:  # its words decide what is written, not its name
+        digest = hashlib.sha256(Path(config.filter.deny_file).read_bytes()).hexdigest()
+        settings["filter"] = {**settings["filter"], "deny_file": f"sha256 {digest}"}
     return Plan(records, config.rows_per_shard, settings, _listing_digest(records))
 
 

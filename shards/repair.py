@@ -201,8 +201,8 @@ class _Shard:
         except ShardError:
             return None
 
-    def _check_rows(self, digest: str) -> None:
-        """Leave out the samples that are not as they were written, and record the tar as it is now."""
+    def _check_rows(self, digest: str, *, indexed: bool = False) -> None:
+        """Leave out the samples that are not as they were written, and record the tar as it is now; `indexed`: the sidecar is new."""
         present = replace(self.info, index_sha256=file_sha256(sidecar_path(self._tar)))
         with ShardRows(self.folder, present) as rows:
             problems = list(_problems(rows))
@@ -210,7 +210,7 @@ class _Shard:
             if digest != self.info.sha256 and all(lost) and lost:
                 self._fail("no sample of the tar is as it was written. Give --from; or delete its sidecar and run `mmscale shards index`.")
                 return
-            if digest == self.info.sha256 and any(problem and problem.startswith(_DIFFERS) for problem in problems):
+            if not indexed and digest == self.info.sha256 and any(problem and problem.startswith(_DIFFERS) for problem in problems):
                 self._reindex_and_check(digest)
                 return
             mask = rows.narrowed(~np.array(lost, dtype=np.bool_))
@@ -235,7 +235,7 @@ class _Shard:
             self._fail(f"its sidecar is of another tar, and the tar cannot be indexed: {e}")
             return
         self._say("indexed again; its sidecar was of another tar.")
-        self._check_rows(digest)
+        self._check_rows(digest, indexed=True)
 
     def _say(self, step: str) -> None:
         self.done.append(Fault(self.info.shard, None, step))

@@ -178,8 +178,10 @@ def read_header(read: Callable[[int, int], bytes], part: dict[str, Any]) -> tarf
 
 
 def is_header_of(member: tarfile.TarInfo, key: str, part: dict[str, Any]) -> bool:
-    """Tell whether a header is that of a part. That of a name over 100 bytes holds only its beginning: then the size alone is compared."""
-    return member.size == part["size"] and (len(key) + len(part["ext"]) > 90 or split_name(member.name) == (key, part["ext"]))
+    """Tell whether a header is that of a part. That of a name over 100 bytes holds only its beginning, and that of one in other letters
+    than ASCII may hold question marks, with the name in a header before it (PAX): then the size alone is compared."""
+    elsewhere = len(key) + len(part["ext"]) > 90 or not f"{key}{part['ext']}".isascii()
+    return member.size == part["size"] and (elsewhere or split_name(member.name) == (key, part["ext"]))
 
 
 def _to_table(entries: Sequence[IndexEntry]) -> pa.Table:

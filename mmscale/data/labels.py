@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, SampleError
 from shards.joined import JoinedReader
 from shards.read import ShardReader
 
@@ -147,7 +147,10 @@ class _Read(Generic[T]):
         for shard, rows in enumerate(self._reader.rows_per_shard):
             for row in range(rows):
                 sample = self._reader[shard, row]
-                fields = sample.fields()
+                try:
+                    fields = sample.fields()
+                except SampleError:  # the loader will quarantine it by name
+                    fields = {}
                 self._names.update(fields.keys())
                 self._samples += 1
                 found = self._of(fields.get(self._field))

@@ -72,7 +72,7 @@ class Video(Modality):
             frames_THWC = self._decoded(part, sample.key)
         else:
             pictures = sorted((name for name in sample.parts if _is_frame(name)), key=_frame_number)
-            if not pictures:
+            if not pictures or _frame_number(pictures[0])[0] > 1:  # 256.jpg alone is an image in another size
                 return None
             chosen = [pictures[i] for i in self.chosen(len(pictures))]
             size = self._side
@@ -110,7 +110,8 @@ class Video(Modality):
         with av.open(io.BytesIO(data)) as container:
             for index, frame in enumerate(container.decode(container.streams.video[0])):
                 if index in wanted:
-                    yield index, frame.reformat(side, side, "rgb24", interpolation="BICUBIC").to_ndarray()
+                    pixels = frame.reformat(side, side, "rgb24", interpolation="BICUBIC").to_ndarray()
+                    yield index, np.rot90(pixels, (frame.rotation // 90) % 4)  # as the clip asks to be shown
                 if index == last:
                     return
 

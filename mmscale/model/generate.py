@@ -167,7 +167,7 @@ def generate(
 
     Args:
         model: the model; it is put into evaluation mode while decoding.
-        batch: its images are used, nothing else.
+        batch: its images are used, and for `sampling` its positions.
         max_new_tokens: longest text in tokens, its prompt not counted.
         beams: hypotheses an image; 1 is greedy.
         prompts: of each image the ids that its text starts with after the begin token, of any lengths; None for none.

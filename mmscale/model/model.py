@@ -308,8 +308,3 @@ def register() -> None:
     """Make `AutoConfig` and `AutoModel` know the model; importing `mmscale.model` does not change transformers."""
     AutoConfig.register(MMScaleConfig.model_type, MMScaleConfig, exist_ok=True)
     AutoModel.register(MMScaleConfig, MMScaleModel, exist_ok=True)
-
-
-def parameters_of(model: nn.Module) -> dict[str, Any]:
-    """Parameters by top module, for a printed summary."""
-    return {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}

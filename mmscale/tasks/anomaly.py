@@ -4,7 +4,7 @@ Patches are hidden in four turns, so that each is guessed equally often, from th
 only the normal guesses it better than anything else. Sources: He et al. 2022 (MAE), the loss; Schwartz et al. 2024 (MAEDAY), section 3,
 several masks and their mean error as the score.
 
-Shape letters: N records, P patches, R hidden patches, T steps of time, M samples of a batch, R resamples.
+Shape letters: N records, P patches, R hidden patches, T steps of time, M samples of a batch.
 """
 
 from __future__ import annotations

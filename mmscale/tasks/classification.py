@@ -37,7 +37,7 @@ class Classification:
     """The `label` head: its answer is the label with the largest logit.
 
     Args:
-        name: classification or vqa.
+        name: classification, vqa or reasoning.
         label: json field of the target.
     """
 

@@ -103,6 +103,12 @@ def each(content: Mapping[str, Any], name: str, keys: Sequence[str], path: Path)
         missing = [key for key in keys if not isinstance(entry, dict) or entry.get(key) is None]
         if missing:
             raise SourceError(f"Entry {number} of `{name}` in {str(path)!r} has no `{missing[0]}`: {entry!r:.120}. Mend the file.")
+        strange = [key for key in keys if key.endswith("id") and not isinstance(entry[key], (int, str))]
+        if strange:
+            raise SourceError(
+                f"Entry {number} of `{name}` in {str(path)!r} has a `{strange[0]}` that is neither a number nor a text: {entry!r:.120}. "
+                "Mend the file."
+            )
         yield entry
 
 

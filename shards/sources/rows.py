@@ -8,10 +8,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shards.config import TableConfig
 from shards.errors import SourceError
+
+MOST_LINES = 50
+"""Of one row: more are rows that an open quote has swallowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +67,69 @@ def _separated(file: Path, text: str, config: TableConfig) -> Iterator[Row]:
     # csv's limit on the size of a field is a global of the module; captions of any size must come this far to be judged.
     limit = csv.field_size_limit(max(len(text), 1))
     try:
-        reader = csv.reader(stream, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-        rows = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as e:
-        raise SourceError(
-            f"The table {str(file)!r} cannot be parsed at line {reader.line_num}: {e}. Set table.quoted=false if its quotes mean nothing."
-        ) from e
+        rows = list(_rows(file, stream, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE))
     finally:
         csv.field_size_limit(limit)
     if not rows:
         raise SourceError(f"The table {str(file)!r} is empty. Its first line must name the columns.")
-    return _named(rows)
+    header = rows[0].cells or []
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise SourceError(f"The table {str(file)!r} names the column {twice[0]!r} more than once. Give its columns names of their own.")
+    return _named(header, rows[1:])
 
 
-def _named(rows: list[tuple[int, list[str]]]) -> Iterator[Row]:
-    header = rows[0][1]
-    for line, row in rows[1:]:
-        if len(row) == len(header):
-            yield Row(line, dict(zip(header, row, strict=True)))
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    first: int
+    """Number of its first line, from 1."""
+    last: int
+    cells: list[str] | None
+    """None where text follows a closed quote and the row has several lines: the quote was meant to be none."""
+
+
+def _rows(file: Path, stream: io.StringIO, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[_Parsed]:
+    """Yield the rows that are not empty. Within one line, text after a closed quote belongs to the cell, as spreadsheets read it.
+
+    Raises:
+        SourceError: a quote is closed nowhere.
+    """
+    line = ""
+
+    def lines() -> Iterator[str]:
+        nonlocal line
+        for text in stream:
+            line = text
+            yield text
+
+    reader, before = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True), 0
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as e:
+            if "unexpected end" in str(e):
+                raise SourceError(
+                    f"The table {str(file)!r} opens a quote in the row of line {before + 1} that is closed nowhere: all that follows would "
+                    "be one cell. Mend the row, or set table.quoted=false if its quotes mean nothing."
+                ) from e
+            if "expected after" not in str(e):
+                raise SourceError(f"The table {str(file)!r} cannot be parsed at line {reader.line_num}: {e}. Mend that line.") from e
+            alone = reader.line_num == before + 1
+            yield _Parsed(before + 1, reader.line_num, next(csv.reader([line], delimiter=delimiter, quoting=quoting)) if alone else None)
         else:
-            yield Row(line, {}, ("bad_row", f"Line {line} has {len(row)} cells; the header names {len(header)} columns."))
+            if cells is None:
+                return
+            if cells:
+                yield _Parsed(before + 1, reader.line_num, cells)
+        before = reader.line_num
+
+
+def _named(header: list[str], rows: list[_Parsed]) -> Iterator[Row]:
+    for row in rows:
+        if row.cells is None or row.last - row.first >= MOST_LINES:
+            reason = f"The row goes from line {row.first} to {row.last}: a quote is not closed where it should be. "
+            yield Row(row.last, {}, ("bad_row", f"{reason}Mend it, or set table.quoted=false if quotes mean nothing."))
+        elif len(row.cells) == len(header):
+            yield Row(row.last, dict(zip(header, row.cells, strict=True)))
+        else:
+            yield Row(row.last, {}, ("bad_row", f"Line {row.last} has {len(row.cells)} cells; the header names {len(header)} columns."))

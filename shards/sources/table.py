@@ -43,7 +43,7 @@ class TableSource:
             raise SourceError(f"`path` {self._config.path!r} names parquet and text tables together. Give one kind at a time.")
         if parquet:
             return self._parquet_rows()
-        listed = [record for file in self._files for record in self._text_records(file)]
+        listed = [record for number, file in enumerate(self._files) for record in self._text_records(number, file)]
         if not listed:
             raise SourceError(f"The table {self._config.path!r} has no rows. Give another `path`.")
         if self._columns.key is not None:
@@ -64,7 +64,7 @@ class TableSource:
         cells = self._cells(record)
         columns = self._columns
         image, audio, video = (
-            self._media(record.key, cells.get(column), kind, config.max_bytes) if column else None
+            self._media(record, cells.get(column), kind, config.max_bytes) if column else None
             for kind, column, config in (
                 ("image", columns.image, self._config.image),
                 ("audio", columns.audio, self._config.audio),
@@ -74,26 +74,26 @@ class TableSource:
         captions = self._captions(record.key, cells.get(columns.caption) if columns.caption else None)
         return RawSample(image=image, audio=audio, video=video, captions=captions, fields=self._fields(cells))
 
-    def _text_records(self, file: Path) -> Iterator[Record]:
+    def _text_records(self, number: int, file: Path) -> Iterator[Record]:
         named: dict[str, None] = {}
-        for number, row in enumerate(read_rows(file, self._config.table)):
+        for place, row in enumerate(read_rows(file, self._config.table)):
             where = f"{file.name}:{row.line}"
             if row.problem is not None:
-                yield Record(safe_key(f"{file.stem}-{number:09d}"), where, None, row.problem)
+                yield Record(safe_key(f"{file.stem}-{place:09d}"), where, None, row.problem)
                 continue
             named.update(dict.fromkeys(row.cells))
-            yield self._record(file, number, where, row.cells, (row.line, row.cells))
+            yield self._record(file, place, where, row.cells, (number, row.cells))
         if named:
             self._check_columns(file, list(named))
 
-    def _record(self, file: Path, number: int, where: str, cells: Mapping[str, Any], locator: Any) -> Record:
+    def _record(self, file: Path, place: int, where: str, cells: Mapping[str, Any], locator: Any) -> Record:
         if self._columns.key is not None:
             value = cells.get(self._columns.key)
             if value is None or value == "":
-                return Record(safe_key(f"{file.stem}-{number:09d}"), where, None, ("bad_key", f"Column {self._columns.key!r} is empty."))
+                return Record(safe_key(f"{file.stem}-{place:09d}"), where, None, ("bad_key", f"Column {self._columns.key!r} is empty."))
             return Record(safe_key(str(value)), where, locator)
         path = _path_in(cells.get(self._named_by)) if self._named_by else None
-        return Record(key_of_path(path, f"{file.stem}-{number:09d}"), where, locator)
+        return Record(key_of_path(path, f"{file.stem}-{place:09d}"), where, locator)
 
     def _cells(self, record: Record) -> Mapping[str, Any]:
         if not isinstance(record.locator[1], int):
@@ -107,7 +107,8 @@ class TableSource:
         cells = self._open[1].slice(row, 1).to_pylist()[0]
         return cells
 
-    def _media(self, key: str, cell: Any, kind: str, max_bytes: int) -> bytes | None:
+    def _media(self, record: Record, cell: Any, kind: str, max_bytes: int) -> bytes | None:
+        key = record.key
         if isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes):
             cell = cell["bytes"]
         if isinstance(cell, bytes):
@@ -118,7 +119,7 @@ class TableSource:
                 return None
             raise SampleError(key, "bad_row", f"The {kind} cell must be a path or bytes; got a {type(cell).__name__}.")
         root = self._config.table.image_root
-        folder = Path(root) if root is not None else self._files[0].parent
+        folder = Path(root) if root is not None else self._files[record.locator[0]].parent
         try:
             return read_file(key, folder / path, max_bytes)
         except SampleError as e:

@@ -43,7 +43,7 @@ class VqaSource(AnnotatedSource):
                 fields |= answers[identity]
             elif answers is not None:
                 problem = ("bad_row", f"The annotations hold no answer to question {identity}.")
-            entry = Entry(images=(f"{start}_{_of_images(split)}_{image:012d}.{end}",), fields=fields)
+            entry = Entry(images=(f"{start}_{_of_images(split)}_{image!s:0>12}.{end}",), fields=fields)
             listed.append(Record(safe_key(str(identity)), f"{self._path.name}:{identity}", entry, problem))
         if not listed:
             raise SourceError(f"The {QUESTIONS} {str(self._path)!r} holds no question. Give another `path`.")

@@ -26,12 +26,14 @@ class WebDatasetSource:
     def __init__(self, config: WriteConfig) -> None:
         self._open: tuple[int, int] | None = None
         self._files = expand(config.path or "", (".tar",))
+        shared = len({file.stem for file in self._files}) < len(self._files)
+        self._prefixes = [f"{number:05d}-{file.stem}" if shared else file.stem for number, file in enumerate(self._files)]
         self._limits = {ext: (f"{kind}.max_bytes", most) for kind, (extensions, most) in _media(config).items() for ext in extensions}
         self._other = "image.max_bytes", config.image.max_bytes
 
     def records(self) -> list[Record]:
         """List the samples tar by tar, from the members' headers alone; a tar that is cut short ends with a refused record."""
-        listed = [record for number, file in enumerate(self._files) for record in _scan(number, file)]
+        listed = [record for number, file in enumerate(self._files) for record in _scan(number, file, self._prefixes[number])]
         if all(record.problem and record.problem[0] == "broken_tar" for record in listed):
             cause = listed[0].problem[1] if listed and listed[0].problem else ""
             raise SourceError(f"The {len(self._files)} tars at {str(self._files[0].parent)!r} hold no sample. {cause} Give another `path`.")
@@ -52,9 +54,12 @@ class WebDatasetSource:
         return RawSample(image=image, audio=audio, video=video, captions=captions, fields=fields, extra=read)
 
     def _distinct(self, records: list[Record]) -> list[Record]:
-        """Put the tar's name before keys that several tars use, as numbered ones do."""
-        tars_of: Counter[str] = Counter(key for key, _ in {(r.key, r.where.split(":")[0]) for r in records})
-        return [replace(r, key=safe_key(f"{Path(r.where.split(':')[0]).stem}-{r.key}")) if tars_of[r.key] > 1 else r for r in records]
+        """Put the tar's name before keys that several tars use, as numbered ones do; its number too where tars share the name."""
+        tars_of = Counter(key for key, _ in {(r.key, r.locator[0]) for r in records if r.locator is not None})
+        return [
+            replace(r, key=safe_key(f"{self._prefixes[r.locator[0]]}-{r.key}")) if r.locator is not None and tars_of[r.key] > 1 else r
+            for r in records
+        ]
 
     def _read(self, key: str, file_number: int, extension: str, place: tuple[int, int]) -> bytes:
         offset, size = place
@@ -95,7 +100,7 @@ def _only(key: str, read: dict[str, bytes], kinds: str, extensions: Sequence[str
     return read.pop(found[0]) if found else None
 
 
-def _scan(number: int, file: Path) -> Iterator[Record]:
+def _scan(number: int, file: Path, prefix: str) -> Iterator[Record]:
     """Group the members of a tar into records."""
     key: str | None = None
     parts: list[Part] = []
@@ -115,7 +120,7 @@ def _scan(number: int, file: Path) -> Iterator[Record]:
         yield _record(number, file, key, parts)
     if fault is not None:
         detail = f"{file.name} is no uncompressed tar, or is cut short or damaged: {fault}."
-        yield Record(safe_key(f"{file.stem}-rest"), f"{file.name}:", None, ("broken_tar", detail))
+        yield Record(safe_key(f"{prefix}-rest"), f"{file.name}:", None, ("broken_tar", detail))
 
 
 def _members(file: Path) -> Iterator[tuple[str, Part]]:

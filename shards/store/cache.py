@@ -120,6 +120,7 @@ class NodeCache:
         (self.folder / "lock").touch()
 
     def _expect(self, names: Sequence[str]) -> None:
+        (self.folder / "expected").mkdir(exist_ok=True)
         with self._locked():
             self._future.write(names)
 
@@ -211,9 +212,13 @@ class NodeCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.folder / "lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        # made again where a cleaner of old files has taken it; reading is enough for a lock, and for one that another user made
+        descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(descriptor)
 
     def _or_do_without(self, action: Callable[[], T]) -> T | None:
         """Turn the cache off for this process where the disk refuses; reading goes on from the origin."""

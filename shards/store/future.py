@@ -42,7 +42,7 @@ class SharedFuture:
     def read(self) -> dict[str, int]:
         """Return the soonest place of each name in the order of any process."""
         soonest: dict[str, int] = {}
-        for path in list(self._folder.iterdir()):
+        for path in list(self._folder.iterdir()) if self._folder.is_dir() else []:
             for place, name in enumerate(_lines_or_delete(path)):
                 soonest[name] = min(place, soonest.get(name, place))
         return soonest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from shards.clean import OWN_FIELDS
 from shards.commit import commit_bytes
 from shards.errors import SampleError
 from shards.manifest import ShardInfo
@@ -30,6 +32,8 @@ _SCHEMA = pa.schema(
         pa.field("label", pa.uint64(), nullable=False),
     ]
 )
+TEXT_VERSION = 2
+"""Of what `by=pair` compares."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,7 +51,9 @@ class FeatureTask:
     @property
     def path(self) -> Path:
         """The file: named after the shard and after all that its content depends on."""
-        identity = f"{self.info.sha256} {self.info.index_sha256} {LOOK_VERSION} {self.looks}".encode() + (self.info.mask or b"")
+        identity = f"{self.info.sha256} {self.info.index_sha256} {LOOK_VERSION} {TEXT_VERSION} {self.looks}".encode() + (
+            self.info.mask or b""
+        )
         return self.folder / f"{self.info.shard.removesuffix('.tar')}-{hashlib.sha256(identity).hexdigest()[:16]}.arrow"
 
 
@@ -123,8 +129,13 @@ def _original_digest(sample: Sample) -> str | None:
 
 
 def _text(sample: Sample) -> bytes:
+    """What `by=pair` compares: the captions, or where there are none the json's other fields, such as a question and its answers."""
     try:
-        return "\n".join(sample.captions()).encode()
+        captions = sample.captions()
+        if captions:
+            return "\n".join(captions).encode()
+        fields = {name: value for name, value in sample.fields().items() if name not in OWN_FIELDS}
+        return json.dumps(fields, sort_keys=True).encode()
     except SampleError as e:
         return f"{e.reason} {sample.key}".encode()
 

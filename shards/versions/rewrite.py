@@ -121,7 +121,7 @@ def _add(stream: TarStream, rows: ShardRows, row: int, key: str | None) -> Index
         except ValueError as e:
             raise ShardError(f"{rows.name}:{sample.key}: {name!r} is too long for the name of a tar member: {e}.") from e
         parts.append(PartEntry(part["ext"], offset, part["size"], part["crc32c"]))
-    described = (rows.table[name][row].as_py() for name in ("width", "height", "caption_length"))
+    described = (rows.table[name][row].as_py() for name in ("width", "height", "caption_length", "duration_s", "sample_rate", "frames"))
     return IndexEntry(key or sample.key, parts, *described)
 
 

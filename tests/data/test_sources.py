@@ -4,11 +4,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mmscale.data.dataset import ShardDataset
+from mmscale.data.labels import label_counts
 from mmscale.data.loader import StepLoader
 from mmscale.data.sources import describe_sources, open_training_data, source_weights
 from mmscale.data_config import SourceConfig
 from shards.errors import ConfigError, ShardError
-from tests.data.tiny import SIZE, collator, config, write
+from tests.data.tiny import SIZE, collator, config, paired, write
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,12 @@ def test_groups_keep_positions_together(folders):
     made = collator(folders[0].parent, folders[0])
     loader = StepLoader(opened(folders), made, global_batch=12, micro_batch=4, rank=1, size=3, steps=9, consecutive=True)
     assert [list(positions) for positions in loader.positions(24)] == [[28, 29, 30, 31]]
+
+
+def test_a_json_that_cannot_be_read_hides_no_label(tmp_path):
+    """The loader will quarantine that sample by its name."""
+
+    def make(index):
+        return paired(index) | {"json": b"{" if index == 1 else b'{"kind": "red"}'}
+
+    assert label_counts(ShardDataset(write(tmp_path / "d", make, (3,))).reader, "kind") == {"red": 2}

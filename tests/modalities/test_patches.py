@@ -23,7 +23,7 @@ from mmscale.model.embeddings import patchify
 from mmscale.model_config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from shards.errors import ConfigError, SampleError
 from shards.sample import Sample
-from tests.shards.recordings import clip, sound_only_mp4, tone
+from tests.shards.recordings import clip, sound_only_mp4, tone, turned_clip
 
 
 def read(modality, parts):
@@ -250,3 +250,16 @@ def test_towers_that_do_not_go_with_modalities_or_positions_are_refused(keys: di
 )
 def test_towers_that_do_go_with_them_are_not(keys: dict) -> None:
     ModelConfig(**keys).check()
+
+
+@pytest.mark.parametrize(("degrees", "red"), [(90, np.s_[16:]), (-90, np.s_[:16]), (180, np.s_[:, 16:]), (0, np.s_[:, :16])])
+def test_a_turned_clip_is_seen_upright(degrees: int, red: tuple[slice, ...]) -> None:
+    video = Video(frames=2, tubelet=1, patch_size=32, image_size=32)
+    _, patches = read(video, {"mp4": turned_clip(degrees)})
+    redness = patches[0].reshape(3, 32, 32)[0]
+    assert redness[red].mean() > 200
+    assert 100 < redness.mean() < 150
+
+
+def test_an_image_in_other_sizes_is_no_clip() -> None:
+    assert read(Video(frames=2, patch_size=16, image_size=32), {"jpg": picture(20, 20), "256.jpg": picture(16, 16)})[0] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from fractions import Fraction
 
 import av
@@ -33,6 +34,33 @@ def clip(frames: int = 30, rate: int = 10, kind: str = "mp4", width: int = 64, h
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def turned_clip(degrees: int) -> bytes:
+    """An mp4 of 64 x 48 with a red left half that asks to be shown turned counter-clockwise."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_rotation(degrees)
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:, :32] = (255, 0, 0)
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def trimmed_clip(frames: int, shown: int) -> bytes:
+    """An mp4 that holds more pictures than it shows, as telephones trim them: an edit list ends sooner, and the duration with it."""
+    data = bytearray(clip(frames))
+    places = [data.find(name) + offset for name, offset in ((b"elst", 12), (b"mvhd", 20), (b"tkhd", 24))]
+    for place in places:
+        (whole,) = struct.unpack(">I", data[place : place + 4])
+        data[place : place + 4] = struct.pack(">I", whole * shown // frames)
+    return bytes(data)
 
 
 def sound_only_mp4() -> bytes:

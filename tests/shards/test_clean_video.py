@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.clean_video import clean_video
+from shards.clean_video import check_video, clean_video
 from shards.config import VideoConfig
 from shards.errors import SampleError
 from tests.shards.pictures import decoded, encoded, gradient
-from tests.shards.recordings import clip, sound_only_mp4, tone
+from tests.shards.recordings import clip, sound_only_mp4, tone, trimmed_clip, turned_clip
 
 WHOLE = clip(60, kind="webm")
 HALF = WHOLE[: len(WHOLE) // 2]
@@ -76,3 +76,22 @@ def test_what_cannot_be_used(data: bytes, config: VideoConfig, message: str) -> 
 def test_a_picture_is_a_video_of_one() -> None:
     pixels = np.asarray(Image.open(io.BytesIO(clean_video("k", encoded(gradient(), "GIF"), VideoConfig()).parts["000.jpg"])))
     assert pixels.shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize(("degrees", "red"), [(90, np.s_[32:]), (-90, np.s_[:32]), (180, np.s_[:, 32:]), (0, np.s_[:, :32])])
+def test_a_clip_is_shown_as_it_asks_to_be(degrees: int, red: tuple[slice, ...]) -> None:
+    data = turned_clip(degrees)
+    size = (48, 64) if degrees % 180 else (64, 48)
+    for config in (VideoConfig(), VideoConfig(mode="frames", frames=1)):  # the latter last
+        clean = clean_video("k", data, config)
+        assert (clean.width, clean.height) == size
+    redness = decoded(clean.parts["000.jpg"])[..., 0]
+    assert redness[red].mean() > 200
+    assert 100 < redness.mean() < 150
+
+
+def test_a_trimmed_clip_is_whole() -> None:
+    data = trimmed_clip(40, 20)
+    assert clean_video("k", data, VideoConfig()).parts == {"mp4": data}
+    assert clean_video("k", data, VideoConfig(mode="frames", frames=4)).frames == 4
+    check_video("k", data)

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -153,3 +154,16 @@ def test_a_version_of_nothing(tmp_path):
     adopt(tmp_path)
     assert dedup(tmp_path, tmp_path / "new", "near=2").kept == 0
     assert read_manifest(tmp_path / "new").rows == 0
+
+
+def test_questions_about_one_picture_are_no_pairs_of_duplicates(tmp_path):
+    (tmp_path / "base").mkdir()
+    asked = [
+        Sample(f"q{n}", {"png": encoded(drawing(n // 3), "PNG"), "json": json.dumps({"question": f"what {n % 3}?"}).encode()})
+        for n in range(6)
+    ]
+    write_tar(tmp_path / "base" / "a.tar", [*asked, Sample("again", asked[4].parts)])
+    adopt(tmp_path / "base")
+    assert dedup(tmp_path / "base", tmp_path / "pair", "by=pair").kept == 6
+    assert keys(tmp_path / "pair") == [sample.key for sample in asked]
+    assert dedup(tmp_path / "base", tmp_path / "picture").kept == 2

@@ -13,11 +13,13 @@ from shards.errors import ConfigError, ShardError
 from shards.index import adopt, index_tar
 from shards.manifest import read_manifest
 from shards.sample import Sample
+from shards.sidecar import read_index
 from shards.verify import verify
 from shards.versions import merge
 from shards.versions.filter import FilterVersionConfig, filter_data_set
 from shards.versions.merge import MergeConfig, merge_data_sets
 from shards.versions.split import SplitConfig, split_data_set
+from tests.shards.recordings import clip, tone
 from tests.shards.tars import jpeg, make_data_set, read_with_webdataset, write_tar
 from tests.shards.versions import config, content, keys, samples
 
@@ -200,3 +202,14 @@ def test_merge_errors(tmp_path):
     adopt(deep)
     merged([deep], tmp_path / "z", "rewrite=true")
     assert keys(tmp_path / "z") == keys(deep)
+
+
+def test_rewriting_keeps_what_is_known_of_sound_and_clips(tmp_path):
+    (tmp_path / "base").mkdir()
+    write_tar(tmp_path / "base" / "a.tar", [Sample("s", {"wav": tone(0.5, 8000)}), Sample("v", {"mp4": clip(6)})])
+    adopt(tmp_path / "base")
+    merged([tmp_path / "base"], tmp_path / "new", "rewrite=true")
+    names = ["duration_s", "sample_rate", "frames", "width"]
+    (old,), (new,) = (sorted(folder.glob("*.index.arrow")) for folder in (tmp_path / "base", tmp_path / "new"))
+    assert read_index(new).select(names).to_pylist() == read_index(old).select(names).to_pylist()
+    assert read_index(new)["sample_rate"][0].as_py() == 8000

@@ -1,9 +1,11 @@
 import functools
 import http.server
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -272,3 +274,20 @@ def test_no_data_set_and_no_copies(tmp_path, folder):
         repair(folder, copies="/nowhere")
     with pytest.raises(ShardError, match=r"The copy 'gopher://x' is no store that can be read"):
         repair(folder, copies="gopher://x")
+
+
+def test_keys_in_other_letters_by_pythons_own_tarfile(tmp_path):
+    """Its names are in PAX headers; the plain ones before the parts hold question marks."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for number, key in enumerate(("façade", "猫", "plain")):
+            for ext, data in (("jpg", jpeg(number)), ("txt", key.encode())):
+                member = tarfile.TarInfo(f"{key}.{ext}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    adopt(folder)
+    assert keys(folder) == ["façade", "猫", "plain"]
+    assert verify(folder, full=True).sound
+    report = repair(folder)
+    assert (said(report), report.failed) == ([], ())

@@ -157,6 +157,11 @@ def refusals() -> list[tuple[str, Callable[[Path], tuple[Path, list[str]]], str]
         ),
         ("coco", lambda root: (root / "none.json", [f"annotations.images={root}"]), r"There is no COCO annotation file at '.*none\.json'"),
         ("vqa", lambda root: (root / "none.json", []), r"There is no file at '.*none\.json'\. Give the `path` of the annotations\."),
+        (
+            "coco",
+            json_at({"images": [{"id": [1], "file_name": "1.jpg"}], "annotations": []}),
+            r"Entry 0 of `images` in .* has a `id` that is neither a number nor a text",
+        ),
         ("karpathy", json_at({"images": [{"filename": "1.jpg", "sentences": []}]}), r"Entry 0 of `images` in .* has no `split`"),
         (
             "vqa",

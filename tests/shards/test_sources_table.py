@@ -187,3 +187,55 @@ def test_emoji_table() -> None:
     assert len(records) == 1769
     assert all(record.problem is None for record in records)
     assert source.load(records[0]).captions == ["keycap: #"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_paths_start_from_their_own_table(tmp_path: Path, kind: str) -> None:
+    for name, width in (("a", 10), ("b", 20)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(encoded(gradient(width, 20), "PNG"))
+        write_table(tmp_path / name, kind, [{"image": "0.png", "caption": f"picture of {name}"}])
+    pairs = loaded(f"{tmp_path}/*/pairs.{kind}")
+    assert len({record.key for record, _ in pairs}) == 2
+    for (_, raw), name in zip(pairs, "ab", strict=True):
+        assert (raw.image, raw.captions) == ((tmp_path / name / "0.png").read_bytes(), [f"picture of {name}"])
+
+
+def test_a_quote_that_is_closed_nowhere(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    lines = ["image,caption", *(f"{n}.png,caption {n}" for n in range(100))]
+    lines[51] = '50.png,"a 19"" screen'
+    table.write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        SourceError, match=r"opens a quote in the row of line 52 that is closed nowhere: all that follows would be one cell"
+    ):
+        source_of(table).records()
+    assert len(source_of(table, "table.quoted=false").records()) == 100
+    for other in ('98.png,"caption, 98"', '51.png,"z"', '98.png,"caption" 98'):
+        place = int(other[:2]) + 1
+        table.write_text("\n".join([*lines[:place], other, *lines[place + 1 :]]) + "\n")
+        bad = [record.problem for record in source_of(table).records() if record.problem is not None]
+        assert bad == [("bad_row", bad[0][1])]
+        assert bad[0][1].startswith(f"The row goes from line 52 to {place + 1}: a quote is not closed where it should be.")
+
+
+def test_text_after_a_closed_quote_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text('image,caption\n0.png,"a" b\n1.png,"two\nlines"\n')
+    assert [record.locator[1]["caption"] for record in source_of(tmp_path / "pairs.csv").records()] == ["a b", "two\nlines"]
+
+
+def test_a_row_of_very_many_lines_is_rows_that_a_quote_has_swallowed(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text('image,caption\na.png,"two\nlines"\nb.png,"x\n' + "c.png,c\n" * 60 + 'd.png,"\n')
+    first, second = source_of(table).records()
+    assert first.problem is None
+    assert second.problem == (
+        "bad_row",
+        "The row goes from line 4 to 65: a quote is not closed where it should be. Mend it, or set table.quoted=false if quotes mean nothing.",
+    )
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("image,caption,caption\na.png,one,two\n")
+    with pytest.raises(SourceError, match="names the column 'caption' more than once"):
+        source_of(tmp_path / "pairs.csv").records()

@@ -120,3 +120,24 @@ def test_each_kind_has_its_own_size_limit(tmp_path: Path) -> None:
     source = WebDatasetSource(config)
     with pytest.raises(SampleError, match=r"'mp4' has \d+ bytes; video\.max_bytes is 100"):
         source.load(source.records()[0])
+
+
+def test_tars_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "00000.tar", pair("0") + pair(folder))
+    records = WebDatasetSource(WriteConfig(source="webdataset", path=f"{tmp_path}/*/00000.tar")).records()
+    assert [record.key for record in records] == ["00000-00000-0", "a", "00001-00000-0", "b"]
+    assert not any(record.problem for record in records)
+
+
+def test_numbered_pictures_are_what_a_sample_shows(tmp_path: Path) -> None:
+    """Clips and pairs of pictures as this project writes them."""
+    write_tar(tmp_path / "a.tar", [("k.000.jpg", IMAGE), ("k.001.jpg", IMAGE), ("k.txt", b"c"), ("none.txt", b"c")])
+    config = WriteConfig(
+        source="webdataset", path=str(tmp_path / "a.tar"), out=str(tmp_path / "out"), quarantine=QuarantineConfig(max_fraction=1.0)
+    )
+    write_shards(config, progress=False)
+    reader = ShardReader(tmp_path / "out")
+    assert [reader[0, row].key for row in range(len(reader))] == ["k"]
+    assert set(reader[0, 0].parts) == {"000.jpg", "001.jpg", "json", "txt"}

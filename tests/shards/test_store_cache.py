@@ -362,3 +362,19 @@ print("done")
         begin = time.monotonic()
         assert finished(start(code, proxy.url, tmp_path / "cache")) == ["done"]
         assert time.monotonic() - begin < 15
+
+
+def test_a_lock_and_a_folder_of_futures_that_a_cleaner_of_old_files_took_are_made_again(pairs, tmp_path):
+    with RangeServer(pairs) as server:
+        reader = ShardReader(server.url, store=StoreConfig(cache=str(tmp_path / "cache")))
+        everything(reader)
+        shutil.rmtree(tmp_path / "cache" / "expected")
+        (tmp_path / "cache" / "lock").unlink()
+        for file in cached_files(tmp_path / "cache").values():
+            file.unlink()
+        again = ShardReader(server.url, store=StoreConfig(cache=str(tmp_path / "cache")))
+        shutil.rmtree(tmp_path / "cache" / "expected")
+        (tmp_path / "cache" / "lock").unlink()
+        assert everything(again) == [pair(n) for n in range(60)]
+    assert (tmp_path / "cache" / "lock").exists()
+    assert cached_files(tmp_path / "cache")

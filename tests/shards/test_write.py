@@ -273,3 +273,14 @@ def test_emoji(tmp_path: Path) -> None:
     pixels = decoded(found["1f0cf"]["png"])
     assert pixels.shape == (32, 32, 3)
     assert pixels[0, 0].min() > 250  # transparent corners over white
+
+
+def test_an_edited_list_of_denied_words_is_another_plan(tmp_path: Path) -> None:
+    photo_folder(tmp_path / "photos", 2)
+    (tmp_path / "words").write_text("cat\n")
+    words = ("source=folder", f"path={tmp_path / 'photos'}", f"out={tmp_path / 'out'}", f"filter.deny_file={tmp_path / 'words'}")
+    write(*words)
+    write(*words)
+    (tmp_path / "words").write_text("dog\n")
+    with pytest.raises(ConfigError, match=r"was begun with another plan: filter\.deny_file was 'sha256 .*', is 'sha256 "):
+        write(*words)
