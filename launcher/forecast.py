@@ -193,7 +193,8 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
     """
     need(config.train.precision != "fp32", "`train.precision=fp32` has no forecast: peaks and MFU are of bf16. Set it to auto or bf16.")
     plan_batch(config, site.gpus)
-    from mmscale.flops import forward_flops
+    from mmscale.backward import Backward
+    from mmscale.flops import training_flops
     from mmscale.memory import parameter_sizes
     from mmscale.outline import Typical, outline
 
@@ -207,7 +208,7 @@ def forecast(config: RunConfig, site: Site, assumptions: Assumptions, facts: Dat
     plan = desk.chosen(stage, recompute, desk.largest(stage, recompute))
     micro = plan.micro_batch if plan else 1
     counts = desk.counts(micro)
-    flops = 3 * forward_flops(trainee.model.config, counts) / micro
+    flops = training_flops(trainee.model.config, counts, Backward.of(trainee.model)) / micro
     stages = [_stage(desk, number, flops) for number in STAGES if config.optimizer.fits(number)]
     chosen = next(found for found in stages if found.stage == stage)
     low, high = chosen.step_s

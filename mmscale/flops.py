@@ -1,16 +1,19 @@
 """Floating-point operations of a forward, from the tokens a batch really has, and what accelerators can do at most.
 
 A multiply-add is two operations. Attention counts the query-key pairs that see each other, so padding and masked-out halves count
-nothing; norms, activations and softmax are left out. Training is three forwards; recomputed activations are not counted.
+nothing; norms, activations and softmax are left out. Training is three forwards, less what frozen weights do without; recomputed
+activations are not counted.
 Source: Kaplan et al. 2020, table 1; Chowdhery et al. 2022 (PaLM), appendix B, for model FLOPs utilisation.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import torch
 
+from mmscale.backward import Backward, Share
 from mmscale.counts import Counts
 from mmscale.model.configuration import ExpertShape, MMScaleConfig
 from mmscale.model.convolution import SIDE
@@ -63,28 +66,53 @@ def named_peak(name: str, dtype: torch.dtype) -> float | None:
 
 def forward_flops(config: MMScaleConfig, counts: Counts) -> float:
     """Operations of one forward of one micro-batch."""
+    return sum(operations for operations, _ in _parts(config, counts, Backward()))
+
+
+def training_flops(config: MMScaleConfig, counts: Counts, backward: Backward) -> float:
+    """Operations of a forward and a backward of one micro-batch: three forwards where all is trained.
+
+    Args:
+        config: of the model.
+        counts: of the micro-batch.
+        backward: what is trained of it.
+    """
+    return sum(operations * (1.0 + share) for operations, share in _parts(config, counts, backward))
+
+
+def _parts(config: MMScaleConfig, counts: Counts, backward: Backward) -> Iterator[tuple[float, float]]:
+    """Operations of the forward's parts, each with its backward's share."""
     d, text, texts, up, layers = config.hidden_size, config.expert("text"), counts.texts, counts.upper, config.fusion_layers
-    total = sum(config.lower_layers("image") * _layer(config.expert("image"), s.perceived, s.seen) for s in counts.perception)
-    if config.image_tower.convolution:  # in the two dimensions of images and of sound
-        lower = config.lower_layers("image") * sum(s.perceived for s in counts.perception)
-        total += 2.0 * SIDE**2 * d * (lower + layers * up.perceived)
+    lower = config.lower_layers("image")
+    shares = [*backward.perception, *[Share()] * (len(counts.perception) - len(backward.perception))]
+    for stack, share in zip(counts.perception, shares, strict=True):
+        yield from _layers(lower, config.expert("image"), stack.perceived, stack.seen, share)
+        if config.image_tower.convolution:  # in the two dimensions of images and of sound
+            yield 2.0 * SIDE**2 * d * lower * stack.perceived, share.linear
+    if config.image_tower.convolution:
+        yield 2.0 * SIDE**2 * d * layers * up.perceived, backward.fused_perception.linear
     if config.text_tower.convolution:
-        total += 2.0 * SPAN * text.width * config.lower_layers("text") * texts.text_tokens
-    total += config.lower_layers("text") * _layer(text, texts.text_tokens, texts.seen)
-    total += 2.0 * d * counts.values + 2.0 * counts.stems[1]
-    total += 2.0 * config.projection_size * (d * counts.perceiving + text.width * counts.captions)
-    total += 2.0 * d * text.width * (texts.text_tokens + counts.captions) if text.width != d else 0.0
-    total += _pool(config, counts)
+        yield 2.0 * SPAN * text.width * config.lower_layers("text") * texts.text_tokens, backward.text.linear
+    yield from _layers(config.lower_layers("text"), text, texts.text_tokens, texts.seen, backward.text)
+    yield 2.0 * d * counts.values + 2.0 * counts.stems[1], backward.embeddings
+    yield 2.0 * config.projection_size * (d * counts.perceiving + text.width * counts.captions), backward.rest
+    yield 2.0 * d * text.width * (texts.text_tokens + counts.captions) if text.width != d else 0.0, backward.rest
+    yield _pool(config, counts), backward.rest
     if layers:
-        rest = 2.0 * d * d + 4.0 * d * config.expert("image", fused=True).mlp
-        read = counts.read_items + counts.read_texts
-        total += layers * (up.tokens * 6.0 * d * d + 4.0 * d * up.seen) + ((layers - 1) * up.tokens + read) * rest
-    return total + _heads(config, counts)
+        after = 2.0 * d * d + 4.0 * d * config.expert("image", fused=True).mlp
+        for tokens, read, share in (
+            (up.perceived, counts.read_items, backward.fused_perception),
+            (up.text_tokens, counts.read_texts, backward.fused_text),
+        ):
+            yield layers * tokens * 6.0 * d * d + ((layers - 1) * tokens + read) * after, share.linear
+        yield layers * 4.0 * d * up.seen, max(backward.fused_perception.attention, backward.fused_text.attention)
+    yield _heads(config, counts), backward.rest
 
 
-def _layer(shape: ExpertShape, tokens: int, seen: int) -> float:
-    """A whole layer of one expert over these tokens and query-key pairs."""
-    return tokens * (8.0 * shape.width**2 + 4.0 * shape.width * shape.mlp) + 4.0 * shape.width * seen
+def _layers(count: int, shape: ExpertShape, tokens: int, seen: int, share: Share) -> Iterator[tuple[float, float]]:
+    """Whole layers of one expert over these tokens and query-key pairs."""
+    yield count * tokens * (8.0 * shape.width**2 + 4.0 * shape.width * shape.mlp), share.linear
+    yield count * 4.0 * shape.width * seen, share.attention
 
 
 def _pool(config: MMScaleConfig, counts: Counts) -> float:

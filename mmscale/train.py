@@ -18,6 +18,7 @@ import torch.distributed as dist
 from mmscale import flops
 from mmscale.arithmetic import describe
 from mmscale.assemble import Run, assemble, run_state
+from mmscale.backward import Backward
 from mmscale.checkpoint.agree import agree_on_newest
 from mmscale.checkpoint.fetch import fetch_newer
 from mmscale.checkpoint.find import step_of
@@ -117,8 +118,10 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
     """Build the hooks in the order in which they run, and print what was derived."""
     shape, modalities, wanted = run.trainee.model.config, run.trainee.model.modalities, Wanted.of(run.objectives)
 
-    def forward_flops(batch: Batch) -> float:
-        return flops.forward_flops(shape, count(shape, batch, wanted, modalities))
+    backward = Backward.of(run.trainee.model)
+
+    def training_flops(batch: Batch) -> float:
+        return flops.training_flops(shape, count(shape, batch, wanted, modalities), backward)
 
     if run.world.is_first:
         logger.info("%s", _description(run, [count(shape, b, wanted, modalities) for b in first.host]))
@@ -138,7 +141,7 @@ def build_hooks(run: Run, state: RunState | None, first: StepBatch, stop: StopRe
         steps=config.train.steps,
         resumed_at=step,
         rows=len(run.dataset),
-        flops=forward_flops,
+        flops=training_flops,
         peak_flops=flops.peak_flops(run.world.device, run.dtype),
         tensorboard=config.log.tensorboard,
         stalled_s=lambda: saving.stalled_s,
@@ -314,7 +317,7 @@ def _description(run: Run, first: Sequence[Counts]) -> str:
         parameters=sum(sizes),
         trained=trained,
         dtype=str(run.dtype).removeprefix("torch."),
-        flops_per_sample=3 * sum(flops.forward_flops(shape, c) for c in first) / samples,
+        flops_per_sample=sum(flops.training_flops(shape, c, Backward.of(run.trainee.model)) for c in first) / samples,
     )
     memory = estimate(run.trainee, run.config, run.plan, run.dtype, run.world.device, first)
     sources = describe_sources(run.dataset, run.config.train.steps * run.plan.global_batch)

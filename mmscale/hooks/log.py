@@ -85,7 +85,7 @@ class LogHook:
         samples, tokens, flops = (sums[name] for name in ("samples", "tokens", "flops"))
         weighted = [o.weight * loss for o, loss in zip(self.objectives, losses, strict=True)]
         norm = None if info.sums.passed_over else self.gate.norm
-        mfu = 3 * flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
+        mfu = flops / elapsed / (self.peak_flops * self.world.size) if self.peak_flops else None
         record = {"step": info.step, "samples_seen": info.samples_seen, "epoch": info.samples_seen / self.rows, "loss": sum(weighted)}
         record |= {f"loss/{o.name}": loss for o, loss in zip(self.objectives, losses, strict=True)} | logs
         group = self.gate.engine.optimizer.param_groups[0]
@@ -145,7 +145,7 @@ class _Window:
         """Bring the ranks together (all ranks call).
 
         Returns:
-            Sums over all ranks: samples, tokens, forward FLOPs, the loader's work and, as `store/NAME`, the store's; as `own/RANK` each
+            Sums over all ranks: samples, tokens, FLOPs, the loader's work and, as `store/NAME`, the store's; as `own/RANK` each
             rank's own seconds; the longest data wait of a rank; the fewest batches that lie ready on a rank.
         """
         local = {"samples": self.samples, "tokens": self.tokens, "flops": self.flops, "read": self.work.samples, "bytes": self.work.bytes}

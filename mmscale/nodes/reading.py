@@ -75,12 +75,13 @@ def sample_flops(config: RunConfig) -> float:
 
     The model's modules are loaded here, which takes as long as the rest of a check: only where the figure is needed.
     """
-    from mmscale.flops import forward_flops
+    from mmscale.backward import Backward
+    from mmscale.flops import training_flops
     from mmscale.outline import Typical, outline
 
     trainee = outline(config, VOCABULARY, len(config.data.labels or ()))
     counts = Typical.of(config, trainee, config.data.max_text_tokens).counts(64)
-    return 3 * forward_flops(trainee.model.config, counts) / 64
+    return training_flops(trainee.model.config, counts, Backward.of(trainee.model)) / 64
 
 
 def _read(tar: Tar, size: int, until: float) -> int:

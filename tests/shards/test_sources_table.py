@@ -231,7 +231,8 @@ def test_a_row_of_very_many_lines_is_rows_that_a_quote_has_swallowed(tmp_path: P
     assert first.problem is None
     assert second.problem == (
         "bad_row",
-        "The row goes from line 4 to 65: a quote is not closed where it should be. Mend it, or set table.quoted=false if quotes mean nothing.",
+        "The row goes from line 4 to 65: a quote is not closed where it should be. Mend it, or set table.quoted=false if quotes mean "
+        "nothing.",
     )
 
 
