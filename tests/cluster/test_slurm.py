@@ -114,14 +114,21 @@ def test_lost_node_costs_what_came_after_the_checkpoint(jobs: Jobs, undisturbed:
 
 
 def test_run_is_stopped_by_name_and_not_submitted_twice(jobs: Jobs) -> None:
+    """Submitted by a launch, then with the script by hand."""
     job = jobs.submit("stopped", allowed=2)
-    jobs.reach("stopped", 2)
-    again = jobs.cluster.run(*jobs.launch("stopped", "--engine", "slurm", "--nodes", "2", allowed=2), check=False)
-    assert (again.returncode, f"is SLURM's job {job} already, which is running" in again.stderr) == (1, True)
-    jobs.cluster.run(MMSCALE, "runs", "stop", jobs.folder / "stopped")
-    assert jobs.wait(job, "FAILED")["ExitCode"] == "85:0"
-    assert jobs.history("stopped")[-1].endswith("next=stop: asked to stop")
-    jobs.nothing_left()
+    for step in (2, 6):
+        jobs.reach("stopped", step)
+        for engine in ("slurm", "deepspeed"):
+            again = jobs.cluster.run(*jobs.launch("stopped", "--engine", engine, allowed=step), check=False)
+            assert (again.returncode, f"is SLURM's job {job} already, which is running" in again.stderr) == (1, True), again.stderr
+        assert f"state        running, step {step} of 12" in jobs.cluster.run(MMSCALE, "runs", "show", jobs.folder / "stopped").stdout
+        jobs.cluster.run(MMSCALE, "runs", "stop", jobs.folder / "stopped")
+        assert jobs.wait(job, "FAILED")["ExitCode"] == "85:0"
+        assert jobs.history("stopped")[-1].endswith("next=stop: asked to stop")
+        jobs.nothing_left()
+        if step == 2:
+            jobs.allow(6)
+            job = jobs.cluster.run("sbatch", "--parsable", jobs.folder / "stopped" / "job.sbatch").stdout.strip()
 
 
 def test_killed_rank_and_time_limit(jobs: Jobs, undisturbed: str) -> None:
