@@ -153,7 +153,7 @@ class EvaluateConfig:
     """Evaluation during training, on other shards."""
 
     every: int = 0
-    """Steps between evaluations; 0 for none."""
+    """Steps between evaluations, and one after the last step; 0 for none."""
     shards: str | None = None
     """Folder of the evaluation data set."""
     samples: int = 1000
