@@ -69,6 +69,11 @@ def main() -> None:
     except MmscaleError as e:
         print(f"mmscale: {e}", file=sys.stderr)
         sys.exit(2 if isinstance(e, ConfigError) else getattr(e, "exit_code", 1))
+    except OSError as e:
+        if e.filename is None or e.strerror is None:  # not a user's file or folder
+            raise
+        print(f"mmscale: {e.filename!r} cannot be used: {e.strerror}. Give another place, or mend that one.", file=sys.stderr)
+        sys.exit(1)
 
 
 @shards_app.command("write")

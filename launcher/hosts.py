@@ -81,5 +81,6 @@ def _parse(key: str, text: str, hosts: Mapping[str, Slots]) -> dict[str, Slots]:
             raise ConfigError(f"`hosts.{key}` = {text!r} names {host!r}, which the hostfile does not list: it lists {', '.join(hosts)}.")
         if colon and not all(slot.isdigit() and int(slot) in hosts[host] for slot in slots.split(",")):
             raise ConfigError(f"`hosts.{key}` = {text!r}: the slots of {host!r} are 0 to {len(hosts[host]) - 1}; got {slots!r}.")
-        found[host] = tuple(sorted({int(slot) for slot in slots.split(",")})) if colon else hosts[host]
+        named = {int(slot) for slot in slots.split(",")} if colon else set(hosts[host])
+        found[host] = tuple(sorted(named | set(found.get(host, ()))))
     return found

@@ -69,17 +69,36 @@ def load_pipeline(path: Path, words: Sequence[str] = ()) -> tuple[Path, list[Sta
         need(_NAME.fullmatch(name) is not None, f"`stages`: {name!r} is no name: letters, digits, '-', '_' and '.' make one.")
         need(names.count(name) == 1, f"`stages`: the name {name!r} is given twice.")
     stages = [stage for entry in config.stages for stage in _expand(entry, config)]
+    expanded = [stage.name for stage in stages]
+    for name in expanded:
+        need(
+            expanded.count(name) == 1,
+            f"`stages`: two stages would be called {name!r}. Give grids values, and stages names, that differ in it.",
+        )
     return Path(config.folder), _in_order(stages)
 
 
 def _expand(entry: StageConfig, config: PipelineConfig) -> list[Stage]:
     """The stages of an entry: one, or one for each combination of the grid."""
+    need(
+        "folder" not in entry.grid,
+        f"`stages`: the grid of {entry.name!r} has the key 'folder', which is the pipeline's. Call it another name.",
+    )
+    for key, listed in entry.grid.items():
+        need(bool(listed), f"`stages`: the grid of {entry.name!r} has no value for {key!r}. Give it some, or take the key away.")
+        plain = all(isinstance(value, (str, int, float)) for value in listed)
+        need(plain, f"`stages`: the grid of {entry.name!r} may have numbers and texts for {key!r}; got {listed}.")
+    try:
+        given = shlex.split(entry.command)
+    except ValueError as e:
+        raise ConfigError(f"`stages`: the command of {entry.name!r} is no line of a shell: {e}. Mend its quotes.") from e
+    need(bool(given), f"`stages`: {entry.name!r} has an empty command. Give it what follows `mmscale`.")
     stages = []
     for values in itertools.product(*entry.grid.values()):
         chosen = dict(zip(entry.grid, values, strict=True))
         try:
-            words = [word.format(folder=config.folder, **chosen) for word in shlex.split(entry.command)]
-        except (KeyError, IndexError, ValueError) as e:
+            words = [word.format(folder=config.folder, **chosen) for word in given]
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as e:
             raise ConfigError(
                 f"`stages`: the command of {entry.name!r} has braces that nothing fills: {e}. Known: folder, {', '.join(chosen)}."
             ) from e

@@ -1,15 +1,17 @@
 """Run a pipeline: on this machine stage after stage, or on SLURM as jobs that wait for each other.
 
 A stage is done when its command has ended with 0; FOLDER/done/NAME then holds the command. A command that has changed since is run again,
-and so is all that comes after it.
+and so is all that comes after it. FOLDER/begun/NAME holds the commands that a stage was begun with, its own and those of all that it comes
+after: a run that was begun with others is moved out of the way, as it would go on, or have nothing left to do, with what they have made.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher import start, submit
@@ -20,8 +22,10 @@ from launcher.errors import LaunchError
 from launcher.monitor import LaunchRecord, summarize, write_launch
 from launcher.pipeline import Stage
 from launcher.plan import LaunchPlan, LaunchRequest
+from launcher.processes import processes_of_run
 from mmscale.errors import RunError
 from mmscale.run_folder import RunFolder, replace_file
+from shards import configfile
 
 
 def pending(folder: Path, stages: Sequence[Stage]) -> list[Stage]:
@@ -40,6 +44,63 @@ def command_of(stage: Stage) -> str:
     return shlex.join(["mmscale", *stage.words]) + "\n"
 
 
+def _left(folder: Path, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages that are not done, without the marks that they had: whatever happens from here on, none counts as done."""
+    left = pending(folder, stages)
+    for name in ("done", "begun"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for stage in left:
+        (folder / "done" / stage.name).unlink(missing_ok=True)
+    return left
+
+
+def _begin(folder: Path, stage: Stage, stages: Sequence[Stage]) -> None:
+    """Note what a stage is begun with; a run that was begun with something else makes room for another one, and is kept."""
+    mark, lineage = folder / "begun" / stage.name, _lineage(stage, stages)
+    before = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else lineage
+    run = _run_of(stage)
+    if run is not None and run.is_dir() and not _goes_on(before, lineage, stage.name):
+        if pids := [str(process.pid) for process in processes_of_run(run.resolve())]:
+            raise RunError(
+                f"The stage {stage.name!r} is to be begun anew, and its run {str(run)!r} is still being trained on this machine, by the "
+                f"processes {', '.join(pids)}. Wait for it, or stop it with `mmscale runs stop {run}`."
+            )
+        aside = next(path for n in itertools.count(1) if not (path := run.with_name(f"{run.name}.before-{n}")).exists())
+        run.rename(aside)
+        print(f"== {stage.name}: the run of other commands was moved to {aside}", flush=True)
+    replace_file(mark, json.dumps(lineage, indent=1) + "\n")
+
+
+def _lineage(stage: Stage, stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """The words of a stage and of all that it comes after, by name."""
+    by_name, found, waiting = {other.name: other for other in stages}, dict[str, list[str]](), [stage.name]
+    while waiting:
+        name = waiting.pop()
+        found[name] = list(by_name[name].words)
+        waiting += [other for other in by_name[name].after if other not in found]
+    return found
+
+
+def _goes_on(before: Mapping[str, list[str]], now: Mapping[str, list[str]], name: str) -> bool:
+    """Whether a run is the same, or the same for more or fewer steps."""
+
+    def rest(words: Sequence[str]) -> list[str]:
+        return [word for word in words if not word.startswith("train.steps=")]
+
+    others = {key: words for key, words in before.items() if key != name}
+    return others == {key: words for key, words in now.items() if key != name} and rest(before.get(name, [])) == rest(now[name])
+
+
+def _run_of(stage: Stage) -> Path | None:
+    """The run folder of a launch, as its words or else its stage file name it."""
+    if stage.words[0] != "launch":
+        return None
+    given = [word.removeprefix("run=") for word in stage.words if word.startswith("run=")]
+    files = [word for word in stage.words[1:] if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
+    named = given[-1] if given else configfile.read_yaml(Path(files[0])).get("run") if files else None
+    return None if named is None else Path(str(named))
+
+
 def run_here(folder: Path, stages: Sequence[Stage]) -> int:
     """Run what is not done, in order; stages that do not need one that failed are run all the same.
 
@@ -48,9 +109,8 @@ def run_here(folder: Path, stages: Sequence[Stage]) -> int:
     """
     from launcher.demo import wait_for
 
-    (folder / "done").mkdir(parents=True, exist_ok=True)
     failed: dict[str, int] = {}
-    left = pending(folder, stages)
+    left = _left(folder, stages)
     for stage in stages:
         if stage not in left:
             print(f"== {stage.name}: done before", flush=True)
@@ -58,7 +118,7 @@ def run_here(folder: Path, stages: Sequence[Stage]) -> int:
             failed[stage.name] = 1
             print(f"== {stage.name}: left out, as what it needs has failed", flush=True)
         else:
-            (folder / "done" / stage.name).unlink(missing_ok=True)
+            _begin(folder, stage, stages)
             print(f"== {stage.name}: {command_of(stage)}", end="", flush=True)
             code = wait_for(subprocess.Popen([find_program("mmscale"), *stage.words], start_new_session=True))
             if code == 0:
@@ -77,11 +137,9 @@ def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Seq
     Raises:
         RunError: sbatch refuses a job.
     """
-    (folder / "done").mkdir(parents=True, exist_ok=True)
+    left = _left(folder, stages)
     (folder / "jobs").mkdir(exist_ok=True)
-    left = pending(folder, stages)
     for stage in left:
-        (folder / "done" / stage.name).unlink(missing_ok=True)
         record = folder / "jobs" / f"{stage.name}.json"
         before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         if before.get("command") == command_of(stage) and (state := submit.job_state(before["job"])) is not None:
@@ -92,9 +150,11 @@ def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Seq
         jobs = [_job(folder, name) for name in stage.after if name in {other.name for other in left}]
         script = folder / "jobs" / f"{stage.name}.sbatch"
         plan = start.plan_here(_request(stage, cluster, words)) if stage.words[0] == "launch" else None
+        queued = None if plan is None else submit.queued_job(plan.run)
+        if plan is not None and queued is not None:
+            raise submit.already_a_job(plan.run, *queued)
+        _begin(folder, stage, stages)
         if plan is not None:
-            if (queued := submit.queued_job(plan.run)) is not None:
-                raise submit.already_a_job(plan.run, *queued)
             RunFolder(plan.run).make()
         script.write_text(_script(folder, stage, plan, cluster, words), encoding="utf-8")
         options = [f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes"] if jobs else []

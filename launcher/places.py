@@ -25,7 +25,18 @@ def check_places(config: RunConfig) -> None:
             read_manifest(place, check_files=False)
     if config.init_from is not None:
         start_of(config.init_from)
-    elif not reads_no_words(config.data) and not (config.data.tokenizer is None and is_url(places[0])):
-        folder = Path(config.data.tokenizer or Path(places[0]) / "tokenizer")
-        if not folder.is_dir():
-            raise ConfigError(missing_tokenizer(config.data, folder))
+    if (folder := lacking_tokenizer(config)) is not None:
+        raise ConfigError(missing_tokenizer(config.data, folder))
+
+
+def lacking_tokenizer(config: RunConfig) -> Path | None:
+    """Where the ranks will look for a tokenizer in vain: the named folder, else that of the first data set, unless the stage starts from a
+    checkpoint, which has one, or reads no words."""
+    if config.data.tokenizer is not None:
+        folder = Path(config.data.tokenizer)
+    else:
+        place = training_places(config.data)[0]
+        if config.init_from is not None or reads_no_words(config.data) or is_url(place):
+            return None
+        folder = Path(place) / "tokenizer"
+    return None if folder.is_dir() else folder

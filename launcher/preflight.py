@@ -16,6 +16,7 @@ from pathlib import Path
 from launcher.estimate import VOCABULARY, Estimate, estimate, known_vocabulary
 from launcher.machine import Machine
 from launcher.monitor import read_launch
+from launcher.places import lacking_tokenizer
 from launcher.plan import LaunchPlan
 from launcher.processes import processes_of_run
 from mmscale.arithmetic import plan_batch
@@ -23,7 +24,7 @@ from mmscale.checkpoint.find import committed, start_of
 from mmscale.checkpoint.retention import kept
 from mmscale.checkpoint.state import read_state
 from mmscale.config import RunConfig
-from mmscale.data_config import missing_tokenizer, reads_no_words, training_places
+from mmscale.data_config import missing_tokenizer, training_places
 from mmscale.finding import Finding
 from shards.errors import MmscaleError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -174,6 +175,9 @@ def data(subject: Subject) -> Iterator[Finding]:
     """Every shard is there in its size, there are enough for the ranks, and a tokenizer."""
     for place in training_places(subject.config.data):
         yield from _data_set("shards", place, subject)
+    if (tokenizer := lacking_tokenizer(subject.config)) is not None:
+        what, _, fix = missing_tokenizer(subject.config.data, tokenizer).partition(". ")
+        yield Finding(check="tokenizer", level="fail", what=what, fix=fix)
     if subject.config.evaluate.every:
         if subject.config.evaluate.shards is None:
             fix = "Set evaluate.shards to a data set of its own, or evaluate.every=0."
@@ -206,11 +210,6 @@ def _data_set(check: str, place: str, subject: Subject | None) -> Iterator[Findi
     if subject is not None:
         yield from _enough(place, manifest, subject)
         yield from read_rate(place, manifest, subject)
-        tokenizer = Path(subject.config.data.tokenizer or folder / "tokenizer")
-        wanted = subject.config.data.tokenizer is not None or not reads_no_words(subject.config.data)
-        if wanted and not tokenizer.is_dir():
-            what, _, fix = missing_tokenizer(subject.config.data, tokenizer).partition(". ")
-            yield Finding(check="tokenizer", level="fail", what=what, fix=fix)
 
 
 def _faulty(manifest: Manifest) -> list[str]:

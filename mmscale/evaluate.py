@@ -76,7 +76,8 @@ class EvaluateCommand:
     text: bool = True
     """Tasks with a head: feed the text; false is the image-only control of a model trained that way."""
     out: str | None = None
-    """Folder for report.json, predictions.jsonl and pictures; null is evaluations/TASK beside the checkpoint's run."""
+    """Folder for report.json, predictions.jsonl and pictures; null is evaluations/TASK of the checkpoint's run, or NAME-evaluations/TASK
+    beside a checkpoint NAME of no run."""
     label: str | None = None
     """Json field of the target where it is another one than in training, such as what says that a sample is an anomaly; null: as it was."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -98,14 +99,18 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
         MmscaleError: not a checkpoint, no such data set or task, or data without what the task needs.
     """
     command = configfile.load(EvaluateCommand, path, words)
-    folder = resolve(checkpoint)
+    need(
+        command.device != "cuda" or torch.cuda.is_available(),
+        "`device=cuda`: torch sees no CUDA device here. Take device=auto or device=cpu.",
+    )
+    folder = resolve(checkpoint).resolve()
     config = evaluation_config(checkpoint_config(folder), command)
     task = build_task(config)
     device = torch.device("cuda" if command.device == "auto" and torch.cuda.is_available() else command.device.replace("auto", "cpu"))
     model = open_model(folder).to(device).eval()
     tokenizer = TextTokenizer(tokenizer_of(folder), config.data.begin)
     start = time.perf_counter()
-    out = Path(command.out) if command.out else folder.parent.parent / "evaluations" / command.task
+    out = Path(command.out) if command.out else _usual_out(folder) / command.task
     unfinished = Unfinished(out / UNFINISHED, _identity(folder, config, command, device, task))
     if unfinished.done:
         logger.info("going on after %d batches that an interrupted evaluation has left in %s", len(unfinished.done), unfinished.path)
@@ -123,6 +128,12 @@ def evaluate_command(checkpoint: str | Path, path: Path | None, words: Sequence[
     unfinished.remove()
     logger.info("wrote %s", out)
     return metrics
+
+
+def _usual_out(folder: Path) -> Path:
+    """Of a run's checkpoint the run's; of one by itself, such as an average, beside it and with its name."""
+    of_run = folder.parent.name == "checkpoints"
+    return folder.parent.parent / "evaluations" if of_run else folder.with_name(f"{folder.name}-evaluations")
 
 
 def evaluation_config(trained: RunConfig, command: EvaluateCommand) -> RunConfig:

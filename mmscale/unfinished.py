@@ -37,7 +37,7 @@ class Unfinished:
 
     def add(self, batch: int, records: Sequence[Record]) -> None:
         """Keep the records of a batch; they are on the disk when this returns."""
-        line = json.dumps({"batch": batch, "records": [_plain(record) for record in records]}, ensure_ascii=False)
+        line = json.dumps({**self._head, "batch": batch, "records": [_plain(record) for record in records]}, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
@@ -59,6 +59,8 @@ class Unfinished:
             return False
         for line in lines[1:]:
             entry = json.loads(line)
+            if entry.get("of") != self._head["of"]:  # of another evaluation into the same folder at the same time
+                continue
             self.done[entry["batch"]] = [_record(record) for record in entry["records"]]
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))

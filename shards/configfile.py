@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +24,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: no such file, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as e:
         raise ConfigError(f"There is no configuration file {str(path)!r}. Give the path of a YAML file.") from e
     except (OSError, UnicodeDecodeError) as e:
@@ -43,15 +44,35 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a word without `=` or with an empty key.
     """
+    found = OmegaConf.create({})
     for word in words:
-        key, equals, _ = word.partition("=")
+        key, equals, value = word.partition("=")
         if not equals or not key:
             raise ConfigError(f"{word!r} is not of the form key=value, such as train.steps=100.")
-    try:
-        plain = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
-    except (OmegaConfBaseException, yaml.YAMLError) as e:
-        raise ConfigError(f"The overrides {' '.join(words)!r} cannot be parsed: {_first_line(e)}.") from e
-    return cast("dict[str, Any]", plain)
+        try:
+            OmegaConf.update(found, key, yaml.load(value, Loader=_Loader), force_add=True)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
+            raise ConfigError(f"The word {word!r} cannot be parsed: {_first_line(e)}.") from e
+    return cast("dict[str, Any]", OmegaConf.to_container(found))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those that people write: 12:00:00, 0123 and 2026-11-01 are texts, which YAML 1.1 has for a number to the
+    base of 60, one to the base of 8 and a date, and 1e-4 is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (as the base class has it)
+        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)\Z")
+_NUMBER = re.compile(
+    r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
@@ -64,20 +85,47 @@ def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
     Raises:
         ConfigError: an unknown key, a wrong type, a required key that is missing.
     """
-    merged = cast(DictConfig, OmegaConf.structured(cls))
+    defaults = cast(DictConfig, OmegaConf.structured(cls))
+    together: dict[str, Any] = {}
     for where, layer in layers:
         _refuse_truths(cls, layer, "", where)
         try:
-            merged = cast(DictConfig, OmegaConf.merge(merged, OmegaConf.create(dict(layer))))
-        except OmegaConfBaseException as e:
+            OmegaConf.merge(defaults, OmegaConf.create(_laid_over({}, layer, cls)))  # says what is wrong with this one
+        except (OmegaConfBaseException, TypeError, ValueError) as e:
             raise ConfigError(f"{_explain(e)} (in {where}).") from e
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise ConfigError(f"`{missing[0]}` is required and not set. Add it to the configuration file or give {missing[0]}=... .")
+        together = _laid_over(together, layer, cls)
     try:
+        merged = cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(together)))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        need(
+            not missing,
+            f"`{''.join(missing[:1])}` is required and not set. Add it to the configuration file or give {''.join(missing[:1])}=... .",
+        )
         return cast(T, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as e:
+    except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise ConfigError(f"{_explain(e)}.") from e
+
+
+def _laid_over(below: Any, above: Any, kind: Any) -> Any:
+    """Merge plain values: mappings key by key, but an empty one, or what is no mapping, replaces what it is laid over.
+
+    Args:
+        below: what there is.
+        above: what goes over it.
+        kind: the type of both; an empty mapping over a section changes nothing.
+    """
+    options = [kind, *get_args(kind)]
+    section = next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+    if not isinstance(above, Mapping) or (not above and section is None):
+        return above
+    numbered = any(get_origin(o) is dict and get_args(o)[0] is int for o in options)
+    hints = get_type_hints(section) if section is not None else {}
+    inner = next((get_args(o)[1] for o in options if get_origin(o) is dict), Any)
+    found = dict(below) if isinstance(below, Mapping) else {}
+    for name, value in above.items():
+        key = int(name) if numbered and isinstance(name, str) and name.isdecimal() else name  # JSON has texts for keys
+        found[key] = _laid_over(found.get(key), value, hints.get(name, Any) if section is not None else inner)
+    return found
 
 
 def _refuse_truths(cls: type, layer: Mapping[str, Any], prefix: str, where: str) -> None:
@@ -120,7 +168,7 @@ def to_yaml(config: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {k if isinstance(k, int) else str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value
@@ -130,7 +178,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def _explain(error: Exception) -> str:
     """One sentence from OmegaConf's report: what it says, with the full key in front."""
     key = getattr(error, "full_key", None)
     message = _first_line(error)

@@ -5,6 +5,8 @@ Written against DeepSpeed 0.19.8, `deepspeed/launcher/{runner,launch}.py`; docs/
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 from launcher.engines.programs import find_program, need_pdsh
@@ -25,7 +27,13 @@ def command(plan: LaunchPlan) -> list[str]:
     if not plan.is_local and any(slots != tuple(range(len(slots))) for _, slots in plan.hosts):
         words += ["--include", "@".join(f"{host}:{','.join(map(str, slots))}" for host, slots in plan.hosts)]
     words += ["--master_port", str(plan.master_port), "--log_level", "error", "--no_local_rank"]
-    return [*words, "--module", "launcher.rank", plan.module, *plan.arguments]
+    arguments = plan.arguments if plan.is_local else tuple(map(_for_pdsh, plan.arguments))
+    return [*words, "--module", "launcher.rank", plan.module, *arguments]
+
+
+def _for_pdsh(word: str) -> str:
+    """DeepSpeed puts only words with a space into quotes, double ones, before pdsh hands all of them to a shell of the other host."""
+    return re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
 
 
 def variables(plan: LaunchPlan) -> dict[str, str]:

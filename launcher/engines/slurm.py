@@ -84,15 +84,21 @@ def script(plan: LaunchPlan, finished: str = ":") -> str:
 def directives(plan: LaunchPlan) -> list[str]:
     """The options of sbatch, one a line of the script. Pure."""
     slurm = plan.cluster.slurm
-    words = [f"--job-name={plan.run.name}", f"--nodes={plan.nodes}", f"--ntasks-per-node={len(plan.hosts[0][1])}"]
+    words = [f"--job-name={_quoted(plan.run.name)}", f"--nodes={plan.nodes}", f"--ntasks-per-node={len(plan.hosts[0][1])}"]
     words += _asked(slurm)
     words += [f"--time={slurm.time}", f"--signal=B:USR1@{slurm.signal_s}", "--requeue", "--open-mode=append"]
-    return [*words, f"--output={plan.run}/job-%j.log", *slurm.options]
+    return [*words, f"--output={_quoted(f'{plan.run}/job-%j.log')}", *slurm.options]
 
 
 def alone(slurm: SlurmConfig, name: str, log: str) -> list[str]:
     """The options of a job of one task that is no run, such as writing shards. Pure."""
-    return [f"--job-name={name}", "--nodes=1", "--ntasks=1", *_asked(slurm), f"--time={slurm.time}", f"--output={log}", *slurm.options]
+    words = [f"--job-name={name}", "--nodes=1", "--ntasks=1", *_asked(slurm), f"--time={slurm.time}", f"--output={_quoted(log)}"]
+    return [*words, *slurm.options]
+
+
+def _quoted(text: str) -> str:
+    """As sbatch reads a directive: blanks need double quotes."""
+    return f'"{text}"' if " " in text else text
 
 
 def _asked(slurm: SlurmConfig) -> list[str]:

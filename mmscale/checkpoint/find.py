@@ -55,9 +55,19 @@ def resolve(path: str | Path) -> Path:
     if (folder / manifest.NAME).is_file():
         return _good(folder)
     if (folder / "checkpoints").is_dir() or (folder / "status.json").is_file() or (folder / "launch.json").is_file():
+        faults: dict[Path, str] = {}
         for candidate in reversed(committed(folder / "checkpoints")):
-            if manifest.find_fault(candidate) is None:
+            fault = manifest.find_fault(candidate)
+            if fault is None:
+                for damaged, why in faults.items():
+                    logger.warning("checkpoint %s is damaged: %s. %s is used.", damaged, why, candidate)
                 return candidate
+            faults[candidate] = fault
+        for damaged, why in faults.items():
+            raise CheckpointError(
+                f"No checkpoint of the run {str(folder)!r} is good. The newest, {damaged.name}, is damaged: {why}. Take a copy of it, if "
+                "there is one (`checkpoint.copy_to`)."
+            )
         raise CheckpointError(f"The run {str(folder)!r} has no committed checkpoint yet; `mmscale runs show {folder}` says how far it is.")
     if not folder.exists():
         raise CheckpointError(f"{str(folder)!r} does not exist. Give a run folder, or a step-... folder below its checkpoints/.")

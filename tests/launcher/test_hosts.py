@@ -21,6 +21,7 @@ def choose(nodes: int | None = None, ranks_per_node: int | None = None, **hosts:
     [
         ({}, {"a": (0, 1, 2, 3), "b": (0, 1), "c": (0, 1)}),
         ({"include": "c@a:1,3"}, {"a": (1, 3), "c": (0, 1)}),
+        ({"include": "a:1@a:3"}, {"a": (1, 3)}),
         ({"exclude": "a:0@b"}, {"a": (1, 2, 3), "c": (0, 1)}),
         ({"exclude": "a:0", "ranks_per_node": 2, "nodes": 2}, {"a": (1, 2), "b": (0, 1)}),
     ],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher import pipeline_run
 from launcher.pipeline import load_pipeline
 from launcher.pipeline_run import command_of, pending, table
 from shards.errors import ConfigError
@@ -82,10 +85,10 @@ def test_array_of_fine_tunes_has_a_table_of_results(tmp_path: Path) -> None:
         (folder / "done").mkdir(exist_ok=True)
         (folder / "done" / stage.name).write_text(command_of(stage))
     assert [line.split() for line in table(folder, stages).splitlines()] == [
-        ["evaluate-1e_4-0", "done", "accuracy", "0.5", "auroc", "null"],
-        ["evaluate-1e_4-1", "done", "accuracy", "0.6", "auroc", "null"],
-        ["evaluate-1e_3-0", "done", "accuracy", "0.7", "auroc", "null"],
-        ["evaluate-1e_3-1", "-"],
+        ["evaluate-0.0001-0", "done", "accuracy", "0.5", "auroc", "null"],
+        ["evaluate-0.0001-1", "done", "accuracy", "0.6", "auroc", "null"],
+        ["evaluate-0.001-0", "done", "accuracy", "0.7", "auroc", "null"],
+        ["evaluate-0.001-1", "-"],
     ]
 
 
@@ -106,3 +109,94 @@ def test_pipeline_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("train=0.5 val=0.5", "train=0.25 val=0.75"))
     assert [stage.name for stage in pending(*load_pipeline(path))] == [stage.name for stage in stages]
     assert table(folder, stages).splitlines()[2] == "filter-val    -"
+
+
+RUNS = """
+folder: FOLDER
+stages:
+  - {name: pretrain, command: "launch a.yaml run={folder}/pretrain train.steps=4"}
+  - {name: finetune, after: [pretrain], grid: {seed: [0, 1]}, command: "launch b.yaml run={folder}/finetune-{seed} train.steps=4"}
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of mmscale that makes a run's folder, or fails where FAIL names it; the runs that it has started."""
+    program, started = tmp_path / "mmscale", tmp_path / "started"
+    lines = [
+        f"#!{sys.executable}",
+        "import os, sys, pathlib",
+        "run = next(word[4:] for word in sys.argv if word.startswith('run='))",
+        f"open({str(started)!r}, 'a').write(os.path.basename(run) + chr(10))",
+        "pathlib.Path(run).mkdir(parents=True, exist_ok=True)",
+        "sys.exit(run.endswith(os.environ.get('FAIL', '-')))",
+    ]
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(pipeline_run, "find_program", lambda name: str(program))
+    return started
+
+
+def test_what_was_made_of_other_commands_is_not_gone_on_with(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def again(old: str = "", new: str = "") -> list[str]:
+        path = tmp_path / "pipeline.yaml"
+        path.write_text((path.read_text() if path.exists() else RUNS.replace("FOLDER", str(tmp_path / "p"))).replace(old, new))
+        programs.write_text("")
+        pipeline_run.run_here(*load_pipeline(path))
+        return programs.read_text().split()
+
+    def kept() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "p").glob("*before*"))
+
+    everything = ["pretrain", "finetune-0", "finetune-1"]
+    assert again() == everything
+    assert again() == []
+    assert again("{folder}/pretrain train.steps=4", "{folder}/pretrain train.steps=8") == everything
+    assert kept() == ["finetune-0.before-1", "finetune-1.before-1"]  # the longer run goes on, those that started from it do not
+    monkeypatch.setenv("FAIL", "finetune-0")
+    assert again("pretrain train", "pretrain optimizer.lr=1e-5 train") == everything
+    assert kept() == ["finetune-0.before-1", "finetune-0.before-2", "finetune-1.before-1", "finetune-1.before-2", "pretrain.before-1"]
+    monkeypatch.delenv("FAIL")
+    assert again() == ["finetune-0"]  # it goes on
+    assert len(kept()) == 5
+    assert "the run of other commands was moved to" in capsys.readouterr().out
+
+
+def test_no_later_stage_counts_as_done_while_an_earlier_one_is_redone(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, RUNS)
+    folder, stages = load_pipeline(path)
+    pipeline_run.run_here(folder, stages)
+    path.write_text(path.read_text().replace("pretrain train", "pretrain optimizer.lr=1e-5 train"))
+    changed = load_pipeline(path)[1]
+    begin = pipeline_run._begin
+
+    def interrupted(*words: Any) -> None:
+        if words[1].name == "finetune-0":
+            raise KeyboardInterrupt
+        begin(*words)
+
+    monkeypatch.setattr(pipeline_run, "_begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline_run.run_here(folder, changed)
+    assert [stage.name for stage in pending(folder, changed)] == ["finetune-0", "finetune-1"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('{name: a, command: ""}', "'a' has an empty command"),
+        ('{name: a, command: "x \'y"}', "the command of 'a' is no line of a shell: No closing quotation"),
+        ("{name: a, command: x, grid: {folder: [1]}}", "has the key 'folder', which is the pipeline's"),
+        ("{name: a, command: x, grid: {k: []}}", "the grid of 'a' has no value for 'k'"),
+        ("{name: a, command: x, grid: {k: [null]}}", "may have numbers and texts for 'k'; got \\[None\\]"),
+        ("{name: a, command: x, grid: {k: [a/b, a b]}}", "two stages would be called 'a-a_b'"),
+        ('{name: a, command: "x {folder.x}"}', "braces that nothing fills"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline(write(tmp_path, f"folder: FOLDER\nstages:\n  - {entry}\n"))

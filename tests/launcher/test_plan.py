@@ -1,13 +1,16 @@
 """Plans are pure: the same request, configuration and machine give the same plan and the same command, word for word."""
 
+import argparse
 import os
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deepspeed.launcher.multinode_runner import PDSHRunner
 
 from launcher.cluster import ChecksConfig, ClusterConfig, EngineName, HostsConfig, load_cluster, time_limit_s
 from launcher.engines import engine_of, slurm
@@ -185,3 +188,25 @@ def test_cluster_files_that_come_along_load(name: str) -> None:
 )
 def test_time_as_slurm_writes_it(text: str, seconds: int) -> None:
     assert time_limit_s(text) == seconds
+
+
+def test_words_arrive_on_other_hosts_as_they_are() -> None:
+    """What DeepSpeed makes of them for pdsh goes through a shell."""
+    words = (
+        *("run=r", "optimizer.freeze=[(text|image)_layers]", r"lora.targets=\w+_layers\..*\.(qkv|out)", "data.shards=[{path:a},{path:b}]"),
+        *("x=$HOME/a b", 'y=a "q" b`id`', "z=it's", "u=it's a", "s3://b?x=1&y=2", r"w=\w (a)", "data.keep={image:0.5,sound:1}"),
+    )
+    asked = LaunchRequest(arguments=(*ARGUMENTS, *words), cluster=load_cluster(None, ["hosts.hostfile=h"]), hosts=HOSTS)
+    plan = plan_for(asked, LAPTOP, global_batch=200)
+    made = engine_of("deepspeed").command(plan)
+    arguments = argparse.Namespace(user_args=made[made.index(plan.module) + 1 :], user_script="x")
+    sent = " ".join(PDSHRunner(arguments, "").user_arguments)
+    done = subprocess.run(["bash", "-c", f"printf '%s\\n' {sent}"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == list(plan.arguments)
+    assert engine_of("deepspeed").command(plan_for(LaunchRequest(arguments=(*ARGUMENTS, *words)), LAPTOP))[-1] == words[-1]
+
+
+def test_a_script_of_a_folder_with_a_blank_is_read_by_sbatch() -> None:
+    plan = replace(plan_for(LaunchRequest(arguments=ARGUMENTS, cluster=load_cluster("slurm")), LAPTOP), run=HERE / "my run")
+    found = [line for line in slurm.script(plan).splitlines() if "my run" in line and line.startswith("#SBATCH")]
+    assert found == ['#SBATCH --job-name="my run"', f'#SBATCH --output="{plan.run}/job-%j.log"']

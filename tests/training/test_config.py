@@ -1,4 +1,6 @@
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,3 +232,50 @@ def test_what_sees_one_side_needs_none(tmp_path: Path) -> None:
     load(tmp_path, "model.fusion_layers=0", "objectives.masked_language.weight=1")
     load(tmp_path, "model.fusion_layers=0", "task.name=classification", "data.label=answer", "data.text=null")
     load(tmp_path, "model.fusion_layers=0", "task.name=retrieval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    kept: dict[str, Any] = field(default_factory=dict)
+    by_place: dict[int, list[float]] = field(default_factory=dict)
+    any: Any = None
+    time: str = "1"
+    number: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "name", "value"),
+    [
+        ("inner: {kept: {image: 0.5}}", "inner.kept={}", "kept", {}),
+        ("inner: {kept: {image: 0.5}}", "inner.kept={sound: 1}", "kept", {"image": 0.5, "sound": 1}),
+        ("inner: {kept: {image: 0.5}}", "inner={}", "kept", {"image": 0.5}),
+        ("inner: {any: {768: [0.1, 0.2]}}", "inner.any=[0.3,0.4]", "any", [0.3, 0.4]),
+        ("inner: {any: [1]}", "inner.any={path: a}", "any", {"path": "a"}),
+        ("inner: {by_place: {100: [1, 2]}}", "inner.number=1e-4", "by_place", {100: [1.0, 2.0]}),
+        ("inner: {by_place: {'100': [1, 2]}}", "inner.number=1e-4", "by_place", {100: [1.0, 2.0]}),
+        ("inner: {time: 12:00:00}", "inner.number=1e-4", "time", "12:00:00"),
+        ("inner: {}", "inner.time=12:00:00", "time", "12:00:00"),
+        ("inner: {}", "inner.time=012345", "time", "012345"),
+        ("inner: {}", "inner.any=1e-4", "any", 1e-4),
+        ("inner: {any: 1e-4}", "inner.time=2026-11-01", "any", 1e-4),
+        ("inner: {}", "inner.any=-3", "any", -3),
+    ],
+)
+def test_layers_are_laid_over_each_other(tmp_path: Path, text: str, word: str, name: str, value: Any) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    inner = configfile.load(Outer, tmp_path / "a.yaml", [word]).inner
+    assert getattr(inner, name) == value
+    (tmp_path / "b.yaml").write_text(configfile.to_yaml(Outer(inner=inner)))
+    assert configfile.load(Outer, tmp_path / "b.yaml").inner == inner
+
+
+@pytest.mark.parametrize("word", ["inner.time=${HOME}", "inner.kept=[1]", "inner.any=${oc.env:HOME"])
+def test_what_cannot_be_a_value_is_one_paragraph(word: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        configfile.load(Outer, None, [word])
+    assert "\n" not in str(refused.value)

@@ -37,6 +37,10 @@ def test_another_evaluation_begins_anew(tmp_path: Path) -> None:
     Unfinished(path, {"data": "x"}).add(0, batch(0))
     assert Unfinished(path, {"data": "y"}).done == {}
     assert Unfinished(path, {"data": "x"}).done == {}
+    own = Unfinished(path, {"data": "x"})
+    Unfinished(path, {"data": "y"}).add(0, batch(0))  # into the same folder at the same time
+    own.add(1, batch(1))
+    assert sorted(Unfinished(path, {"data": "y"}).done) == [0]
     path.write_bytes(b"\xff\x00 nothing of ours")
     assert Unfinished(path, {"data": "x"}).done == {}
     Unfinished(path, {"data": "x"}).remove()
