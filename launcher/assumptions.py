@@ -139,7 +139,7 @@ def mfu_range(found: Any, hidden_size: int, key: str) -> tuple[float, float]:
     Raises:
         ConfigError: it is no range, or there is none for so narrow a model.
     """
-    if isinstance(found, dict):
+    if isinstance(found, dict) and found and all(str(width).isdecimal() for width in found):
         widths = sorted(int(width) for width in found)
         below = [width for width in widths if width <= hidden_size]
         found = {int(width): value for width, value in found.items()}[(below or widths)[-1 if below else 0]]
