@@ -27,6 +27,11 @@ from mmscale.errors import RunError
 from mmscale.run_folder import RunFolder, replace_file
 from shards import configfile
 
+WHERE = ("--ranks-per-node", "--nodes", "--cluster", "--hostfile", "--engine", "--set")
+"""Options of `launch` with a value that change nothing of what is learned."""
+HOW = ("train.steps=", "train.micro_batch=", "log.", "loader.", "checkpoint.", "watchdog.", "audit.", "store.")
+"""Words of a stage that do not."""
+
 
 def pending(folder: Path, stages: Sequence[Stage]) -> list[Stage]:
     """The stages that are not done: never, with another command, or before one that they come after."""
@@ -57,9 +62,9 @@ def _left(folder: Path, stages: Sequence[Stage]) -> list[Stage]:
 def _begin(folder: Path, stage: Stage, stages: Sequence[Stage]) -> None:
     """Note what a stage is begun with; a run that was begun with something else makes room for another one, and is kept."""
     mark, lineage = folder / "begun" / stage.name, _lineage(stage, stages)
-    before = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else lineage
-    run = _run_of(stage)
-    if run is not None and run.is_dir() and not _goes_on(before, lineage, stage.name):
+    before, run = _begun_with(folder, stage, stages), _run_of(stage)
+    shared = any(_run_of(other) == run for other in stages if other.name in lineage and other.name != stage.name)
+    if run is not None and run.is_dir() and not shared and not _goes_on(before, lineage, stage.name):
         if pids := [str(process.pid) for process in processes_of_run(run.resolve())]:
             raise RunError(
                 f"The stage {stage.name!r} is to be begun anew, and its run {str(run)!r} is still being trained on this machine, by the "
@@ -69,6 +74,13 @@ def _begin(folder: Path, stage: Stage, stages: Sequence[Stage]) -> None:
         run.rename(aside)
         print(f"== {stage.name}: the run of other commands was moved to {aside}", flush=True)
     replace_file(mark, json.dumps(lineage, indent=1) + "\n")
+
+
+def _begun_with(folder: Path, stage: Stage, stages: Sequence[Stage]) -> dict[str, list[str]]:
+    """What a stage was begun with last; where it was not, or nothing is known of it, what it would be begun with now."""
+    mark = folder / "begun" / stage.name
+    found: dict[str, list[str]] = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else _lineage(stage, stages)
+    return found
 
 
 def _lineage(stage: Stage, stages: Sequence[Stage]) -> dict[str, list[str]]:
@@ -82,13 +94,15 @@ def _lineage(stage: Stage, stages: Sequence[Stage]) -> dict[str, list[str]]:
 
 
 def _goes_on(before: Mapping[str, list[str]], now: Mapping[str, list[str]], name: str) -> bool:
-    """Whether a run is the same, or the same for more or fewer steps."""
-
-    def rest(words: Sequence[str]) -> list[str]:
-        return [word for word in words if not word.startswith("train.steps=")]
-
+    """Whether a run is the same, or the same for more or fewer steps, on other ranks, or with other logs and checkpoints."""
     others = {key: words for key, words in before.items() if key != name}
-    return others == {key: words for key, words in now.items() if key != name} and rest(before.get(name, [])) == rest(now[name])
+    same = others == {key: words for key, words in now.items() if key != name}
+    return same and _what_is_learned(before.get(name, [])) == _what_is_learned(now[name])
+
+
+def _what_is_learned(words: Sequence[str]) -> list[str]:
+    kept = [word for word, before in zip(words, ["", *words], strict=False) if before not in WHERE and not word.startswith(HOW)]
+    return sorted(word for word in kept if word not in WHERE)
 
 
 def _run_of(stage: Stage) -> Path | None:
@@ -96,7 +110,8 @@ def _run_of(stage: Stage) -> Path | None:
     if stage.words[0] != "launch":
         return None
     given = [word.removeprefix("run=") for word in stage.words if word.startswith("run=")]
-    files = [word for word in stage.words[1:] if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
+    alone = [word for word, before in itertools.pairwise(reversed(stage.words)) if not before.startswith("--") or "=" in before]
+    files = [word for word in reversed(alone) if word.endswith((".yaml", ".yml")) and Path(word).is_file()]
     named = given[-1] if given else configfile.read_yaml(Path(files[0])).get("run") if files else None
     return None if named is None else Path(str(named))
 
@@ -137,15 +152,18 @@ def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Seq
     Raises:
         RunError: sbatch refuses a job.
     """
+    for stage in pending(folder, stages):
+        if (job := _queued_job(folder, stage)) is not None and _begun_with(folder, stage, stages) != _lineage(stage, stages):
+            raise RunError(
+                f"The stage {stage.name!r} is job {job}, which was begun with what has changed since. Take it out of the queue (scancel "
+                f"{job}) and run the pipeline again."
+            )
     left = _left(folder, stages)
     (folder / "jobs").mkdir(exist_ok=True)
     for stage in left:
         record = folder / "jobs" / f"{stage.name}.json"
-        before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if before.get("command") == command_of(stage) and (state := submit.job_state(before["job"])) is not None:
-            if state == "COMPLETING":  # what comes after it must not wait for a job that has failed
-                raise RunError(f"The job {before['job']} of the stage {stage.name!r} is just ending. Run the pipeline again in a moment.")
-            print(f"{stage.name}: is job {before['job']} already")
+        if (queued_as := _queued_job(folder, stage)) is not None:
+            print(f"{stage.name}: is job {queued_as} already")
             continue
         jobs = [_job(folder, name) for name in stage.after if name in {other.name for other in left}]
         script = folder / "jobs" / f"{stage.name}.sbatch"
@@ -167,6 +185,20 @@ def run_on_slurm(folder: Path, stages: Sequence[Stage], cluster: str, words: Seq
             write_launch(plan.run, LaunchRecord.started(plan, job=job))
         print(f"{stage.name}: job {_job(folder, stage.name)}{' after ' + ', '.join(jobs) if jobs else ''}")
     return 0
+
+
+def _queued_job(folder: Path, stage: Stage) -> str | None:
+    """The job of a stage's command, where it is in the queue.
+
+    Raises:
+        RunError: it is just ending: what comes after it must not wait for a job that has failed.
+    """
+    record = folder / "jobs" / f"{stage.name}.json"
+    before = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    state = submit.job_state(before["job"]) if before.get("command") == command_of(stage) else None
+    if state == "COMPLETING":
+        raise RunError(f"The job {before['job']} of the stage {stage.name!r} is just ending. Run the pipeline again in a moment.")
+    return None if state is None else str(before["job"])
 
 
 def _job(folder: Path, name: str) -> str:

@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"There is no configuration file {str(path)!r}. Give the path of a YAML file.") from e
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"The configuration file {str(path)!r} cannot be read: {e}.") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:
         raise ConfigError(f"The configuration file {str(path)!r} is not valid YAML: {' '.join(str(e).split())}.") from e
     if content is None:
         return {}
@@ -50,29 +50,30 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigError(f"{word!r} is not of the form key=value, such as train.steps=100.")
         try:
-            OmegaConf.update(found, key, yaml.load(value, Loader=_Loader), force_add=True)
+            OmegaConf.update(found, key, yaml.load(value, Loader=_Words), force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
             raise ConfigError(f"The word {word!r} cannot be parsed: {_first_line(e)}.") from e
     return cast("dict[str, Any]", OmegaConf.to_container(found))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those that people write: 12:00:00, 0123 and 2026-11-01 are texts, which YAML 1.1 has for a number to the
-    base of 60, one to the base of 8 and a date, and 1e-4 is a number."""
+    """YAML in which 12:00:00, 0123 and 2026-11-01 are the texts that they are: YAML 1.1 has a number to the base of 60, one to the base of
+    8 and a date for them."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as the base class has it)
-        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
+        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in ("int", "timestamp")]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
-_INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)\Z")
-_NUMBER = re.compile(
-    r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
-)
+class _Words(_Loader):
+    """Of a command line, where 1e-4 is a number. In files it is a text, as in YAML 1.1, that a number's key makes a number of."""
+
+
+_INTEGER = re.compile(r"[-+]?(?:0b[01]+|0x[0-9a-fA-F]+|0|[1-9][0-9_]*)\Z")
+_EXPONENT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+\Z")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+_Words.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:

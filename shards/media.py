@@ -1,4 +1,4 @@
-"""What the headers of audio and video parts say: duration, sample rate, frames. Nothing is decoded."""
+"""What the headers of audio and video parts say: duration, sample rate, frames. Of a video the first picture is decoded."""
 
 from __future__ import annotations
 
@@ -66,7 +66,12 @@ def _video(data: bytes) -> MediaFacts:
                 return MediaFacts()
             stream = container.streams.video[0]
             duration_s = None if container.duration is None else container.duration / av.time_base
-            return MediaFacts(duration_s, None, stream.frames or None, stream.width, stream.height)
+            size, frames = (stream.width, stream.height), stream.frames or None
+            try:
+                first = next(container.decode(stream), None)  # it alone tells how the clip is to be turned
+            except (av.FFmpegError, ValueError, EOFError):
+                first = None
+            return MediaFacts(duration_s, None, frames, *(size[::-1] if first is not None and first.rotation % 180 else size))
     except (av.FFmpegError, ValueError):
         return MediaFacts()
 

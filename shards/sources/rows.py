@@ -14,7 +14,7 @@ from shards.config import TableConfig
 from shards.errors import SourceError
 
 MOST_LINES = 50
-"""Of one row: more are rows that an open quote has swallowed."""
+"""Of one row, most of which look like rows: an open quote has swallowed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,10 @@ def _separated(file: Path, text: str, config: TableConfig) -> Iterator[Row]:
         csv.field_size_limit(limit)
     if not rows:
         raise SourceError(f"The table {str(file)!r} is empty. Its first line must name the columns.")
-    header = rows[0].cells or []
-    twice = sorted({name for name in header if header.count(name) > 1})
+    header = rows[0].cells
+    if header is None:
+        raise SourceError(f"The first line of the table {str(file)!r}, which names its columns, has a quote that is not closed. Mend it.")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         raise SourceError(f"The table {str(file)!r} names the column {twice[0]!r} more than once. Give its columns names of their own.")
     return _named(header, rows[1:])
@@ -85,7 +87,8 @@ class _Parsed:
     """Number of its first line, from 1."""
     last: int
     cells: list[str] | None
-    """None where text follows a closed quote and the row has several lines: the quote was meant to be none."""
+    """None where text follows a closed quote and the row has several lines: the quote was meant to be none; or where it is mostly lines
+    that look like rows, and very many of them."""
 
 
 def _rows(file: Path, stream: io.StringIO, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[_Parsed]:
@@ -94,12 +97,12 @@ def _rows(file: Path, stream: io.StringIO, *, delimiter: str, quoting: Literal[0
     Raises:
         SourceError: a quote is closed nowhere.
     """
-    line = ""
+    read: list[str] = []
+    """Lines of the row that is being read."""
 
     def lines() -> Iterator[str]:
-        nonlocal line
         for text in stream:
-            line = text
+            read.append(text)
             yield text
 
     reader, before = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True), 0
@@ -114,19 +117,23 @@ def _rows(file: Path, stream: io.StringIO, *, delimiter: str, quoting: Literal[0
                 ) from e
             if "expected after" not in str(e):
                 raise SourceError(f"The table {str(file)!r} cannot be parsed at line {reader.line_num}: {e}. Mend that line.") from e
-            alone = reader.line_num == before + 1
-            yield _Parsed(before + 1, reader.line_num, next(csv.reader([line], delimiter=delimiter, quoting=quoting)) if alone else None)
+            cells = next(csv.reader(read, delimiter=delimiter, quoting=quoting)) if len(read) == 1 else None
+            whole = cells is not None and not cells[-1].endswith(("\n", "\r"))  # else a quote was opened after that
+            yield _Parsed(before + 1, reader.line_num, cells if whole else None)
         else:
             if cells is None:
                 return
             if cells:
-                yield _Parsed(before + 1, reader.line_num, cells)
+                alike = sum(text.count(delimiter) == len(cells) - 1 for text in read)
+                swallowed = len(read) > MOST_LINES and 2 * alike > len(read)
+                yield _Parsed(before + 1, reader.line_num, None if swallowed else cells)
         before = reader.line_num
+        read.clear()
 
 
 def _named(header: list[str], rows: list[_Parsed]) -> Iterator[Row]:
     for row in rows:
-        if row.cells is None or row.last - row.first >= MOST_LINES:
+        if row.cells is None:
             reason = f"The row goes from line {row.first} to {row.last}: a quote is not closed where it should be. "
             yield Row(row.last, {}, ("bad_row", f"{reason}Mend it, or set table.quoted=false if quotes mean nothing."))
         elif len(row.cells) == len(header):

@@ -56,7 +56,8 @@ class DedupConfig:
     near: int | None = None
     """Bits of 64 in which the looks of near duplicates differ at most, 0 to 12, such as 4; null drops only the very same pictures."""
     by: Literal["image", "pair"] = "image"
-    """image: equal pictures are duplicates whatever their captions; pair: only if the captions are equal too."""
+    """image: equal pictures are duplicates whatever their captions; pair: only if the captions are equal too, or without captions
+    the fields of their json."""
     against: list[str] = field(default_factory=list)
     """Data sets whose pictures are dropped from this one, such as the test sets; they themselves stay as they are."""
     features: str | None = None

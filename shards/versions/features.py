@@ -32,7 +32,9 @@ _SCHEMA = pa.schema(
         pa.field("label", pa.uint64(), nullable=False),
     ]
 )
-TEXT_VERSION = 2
+_NUMBERS = re.compile(r"(?:^|_)id$|^input_")
+"""Fields that number a sample, or that tell where it was before."""
+TEXT_VERSION = 3
 """Of what `by=pair` compares."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -134,7 +136,7 @@ def _text(sample: Sample) -> bytes:
         captions = sample.captions()
         if captions:
             return "\n".join(captions).encode()
-        fields = {name: value for name, value in sample.fields().items() if name not in OWN_FIELDS}
+        fields = {name: value for name, value in sample.fields().items() if name not in OWN_FIELDS and not _NUMBERS.search(name)}
         return json.dumps(fields, sort_keys=True).encode()
     except SampleError as e:
         return f"{e.reason} {sample.key}".encode()

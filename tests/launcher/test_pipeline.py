@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from launcher import pipeline_run
-from launcher.pipeline import load_pipeline
+from launcher.pipeline import Stage, load_pipeline
 from launcher.pipeline_run import command_of, pending, table
+from mmscale.errors import RunError
 from shards.errors import ConfigError
 from tests.launcher.launching import MMSCALE, REPO
 from tests.shards.tars import make_data_set
@@ -85,10 +87,10 @@ def test_array_of_fine_tunes_has_a_table_of_results(tmp_path: Path) -> None:
         (folder / "done").mkdir(exist_ok=True)
         (folder / "done" / stage.name).write_text(command_of(stage))
     assert [line.split() for line in table(folder, stages).splitlines()] == [
-        ["evaluate-0.0001-0", "done", "accuracy", "0.5", "auroc", "null"],
-        ["evaluate-0.0001-1", "done", "accuracy", "0.6", "auroc", "null"],
-        ["evaluate-0.001-0", "done", "accuracy", "0.7", "auroc", "null"],
-        ["evaluate-0.001-1", "-"],
+        ["evaluate-1e_4-0", "done", "accuracy", "0.5", "auroc", "null"],
+        ["evaluate-1e_4-1", "done", "accuracy", "0.6", "auroc", "null"],
+        ["evaluate-1e_3-0", "done", "accuracy", "0.7", "auroc", "null"],
+        ["evaluate-1e_3-1", "-"],
     ]
 
 
@@ -200,3 +202,52 @@ def test_no_later_stage_counts_as_done_while_an_earlier_one_is_redone(
 def test_stages_that_cannot_be_are_refused(tmp_path: Path, entry: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_pipeline(write(tmp_path, f"folder: FOLDER\nstages:\n  - {entry}\n"))
+
+
+@pytest.mark.parametrize(
+    ("now", "goes_on"),
+    [
+        ("launch a.yaml run=r train.steps=8 optimizer.lr=1", True),
+        ("launch a.yaml optimizer.lr=1 run=r train.steps=4 log.every=1 --ranks-per-node 4", True),
+        ("launch --cluster c.yaml a.yaml run=r train.steps=4 optimizer.lr=1 checkpoint.every=2", True),
+        ("launch a.yaml run=r train.steps=4 optimizer.lr=2", False),
+        ("launch b.yaml run=r train.steps=4 optimizer.lr=1", False),
+    ],
+)
+def test_what_changes_nothing_of_what_is_learned_goes_on(now: str, goes_on: bool) -> None:
+    before = {"a": ["launch", "a.yaml", "run=r", "train.steps=4", "optimizer.lr=1", "--ranks-per-node", "2"], "b": ["evaluate"]}
+    assert pipeline_run._goes_on(before, before | {"a": now.split()}, "a") is goes_on
+    assert not pipeline_run._goes_on(before, before | {"a": now.split(), "b": ["evaluate", "x"]}, "a")
+
+
+def test_a_run_that_two_stages_train_is_not_moved_between_them(tmp_path: Path, programs: Path) -> None:
+    text = "folder: FOLDER\nstages:\n  - {name: one, command: 'launch a.yaml run={folder}/r train.steps=1'}\n"
+    text += "  - {name: two, after: [one], command: 'launch a.yaml run={folder}/r train.steps=2'}\n"
+    for rate in (1, 2):
+        pipeline_run.run_here(*load_pipeline(write(tmp_path, text.replace("train", f"optimizer.lr={rate} train"))))
+    assert [path.name for path in sorted((tmp_path / "p").glob("r*"))] == ["r", "r.before-1"]
+
+
+def test_the_run_of_a_stage_is_found_in_its_stage_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("nodes: 1\n")
+    (tmp_path / "a.yaml").write_text("run: here\n")
+    for words in (("--cluster", f"{tmp_path}/c.yaml", f"{tmp_path}/a.yaml"), (f"{tmp_path}/a.yaml", "--cluster", f"{tmp_path}/c.yaml")):
+        assert pipeline_run._run_of(Stage(name="s", words=("launch", *words), after=())) == Path("here")
+
+
+def test_a_job_that_was_begun_with_what_has_changed_since_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, RUNS)
+    folder, stages = load_pipeline(path)
+    pipeline_run._left(folder, stages)
+    (folder / "jobs").mkdir()
+    for number, stage in enumerate(stages):
+        pipeline_run._begin(folder, stage, stages)
+        (folder / "jobs" / f"{stage.name}.json").write_text(json.dumps({"job": str(number), "command": command_of(stage)}))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho PENDING\n")
+    (tmp_path / "bin" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert pipeline_run.run_on_slurm(folder, stages, "slurm", []) == 0
+    path.write_text(path.read_text().replace("pretrain train", "pretrain optimizer.lr=1e-5 train"))
+    with pytest.raises(RunError, match=r"The stage 'finetune-0' is job 1, which was begun with what has changed since\. .*scancel 1"):
+        pipeline_run.run_on_slurm(*load_pipeline(path), "slurm", [])

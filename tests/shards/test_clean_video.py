@@ -7,6 +7,8 @@ from PIL import Image
 from shards.clean_video import check_video, clean_video
 from shards.config import VideoConfig
 from shards.errors import SampleError
+from shards.media import media_facts
+from shards.sample import Sample
 from tests.shards.pictures import decoded, encoded, gradient
 from tests.shards.recordings import clip, sound_only_mp4, tone, trimmed_clip, turned_clip
 
@@ -85,6 +87,8 @@ def test_a_clip_is_shown_as_it_asks_to_be(degrees: int, red: tuple[slice, ...]) 
     for config in (VideoConfig(), VideoConfig(mode="frames", frames=1)):  # the latter last
         clean = clean_video("k", data, config)
         assert (clean.width, clean.height) == size
+        facts = media_facts(Sample("k", clean.parts))
+        assert (facts.width, facts.height) == size
     redness = decoded(clean.parts["000.jpg"])[..., 0]
     assert redness[red].mean() > 200
     assert 100 < redness.mean() < 150

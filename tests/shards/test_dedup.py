@@ -159,10 +159,13 @@ def test_a_version_of_nothing(tmp_path):
 def test_questions_about_one_picture_are_no_pairs_of_duplicates(tmp_path):
     (tmp_path / "base").mkdir()
     asked = [
-        Sample(f"q{n}", {"png": encoded(drawing(n // 3), "PNG"), "json": json.dumps({"question": f"what {n % 3}?"}).encode()})
+        Sample(
+            f"q{n}", {"png": encoded(drawing(n // 3), "PNG"), "json": json.dumps({"question": f"what {n % 3}?", "question_id": n}).encode()}
+        )
         for n in range(6)
     ]
-    write_tar(tmp_path / "base" / "a.tar", [*asked, Sample("again", asked[4].parts)])
+    again = {"question": "what 1?", "question_id": 77, "input_sha256": "x"}
+    write_tar(tmp_path / "base" / "a.tar", [*asked, Sample("again", asked[4].parts | {"json": json.dumps(again).encode()})])
     adopt(tmp_path / "base")
     assert dedup(tmp_path / "base", tmp_path / "pair", "by=pair").kept == 6
     assert keys(tmp_path / "pair") == [sample.key for sample in asked]

@@ -236,6 +236,23 @@ def test_a_row_of_very_many_lines_is_rows_that_a_quote_has_swallowed(tmp_path: P
     )
 
 
+def test_a_long_text_in_quotes_is_a_cell(tmp_path: Path) -> None:
+    text = "".join(f"line {n}, of a transcript, with commas\n" for n in range(80))
+    (tmp_path / "pairs.csv").write_text(f'image,caption\n0.png,"{text}"\n')
+    assert [record.locator[1]["caption"] for record in source_of(tmp_path / "pairs.csv").records()] == [text]
+
+
+def test_no_line_of_a_text_is_lost_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text('image,title,caption\na.png,"x" y,"line one\nline two"\nb.png,b,c\n')
+    first, second, third = source_of(tmp_path / "pairs.csv").records()
+    assert [record.problem is None for record in (first, second, third)] == [False, False, True]
+
+
+def test_columns_without_a_name(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("image,caption,,\na.png,b,,\n")
+    assert len(source_of(tmp_path / "pairs.csv").records()) == 1
+
+
 def test_columns_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("image,caption,caption\na.png,one,two\n")
     with pytest.raises(SourceError, match="names the column 'caption' more than once"):

@@ -234,6 +234,9 @@ def test_what_sees_one_side_needs_none(tmp_path: Path) -> None:
     load(tmp_path, "model.fusion_layers=0", "task.name=retrieval")
 
 
+TEXTS = ["0123", "1e4", "12:00", "2026-11-01", "no", ".5"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inner:
     kept: dict[str, Any] = field(default_factory=dict)
@@ -262,7 +265,10 @@ class Outer:
         ("inner: {}", "inner.time=12:00:00", "time", "12:00:00"),
         ("inner: {}", "inner.time=012345", "time", "012345"),
         ("inner: {}", "inner.any=1e-4", "any", 1e-4),
-        ("inner: {any: 1e-4}", "inner.time=2026-11-01", "any", 1e-4),
+        ("inner: {number: 1e-4}", "inner.time=2026-11-01", "number", 1e-4),
+        ("inner: {time: 1e4}", "inner.number=2", "time", "1e4"),
+        ("inner: {any: [1e4, 0x1F, 1_000, -0.5, 0, no, null]}", "inner.number=2", "any", ["1e4", 31, 1000, -0.5, 0, False, None]),
+        ("inner: {any: ['0123', '1e4', '12:00', '2026-11-01', 'no', '.5']}", "inner.number=2", "any", TEXTS),
         ("inner: {}", "inner.any=-3", "any", -3),
     ],
 )
