@@ -254,9 +254,10 @@ def _result(stage: Stage) -> str:
     if stage.words[0] == "evaluate" and report.is_file():
         metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
         return "  ".join(f"{name} {'null' if value is None else f'{value:.4g}'}" for name, value in metrics.items())
-    if stage.words[0] == "launch" and "run" in given and Path(given["run"]).is_dir():
+    folder = _run_of(stage)
+    if folder is not None and folder.is_dir():
         try:
-            run = summarize(Path(given["run"]))
+            run = summarize(folder)
         except RunError:
             return ""
         loss = run.metrics.get("loss")

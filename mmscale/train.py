@@ -307,6 +307,7 @@ def _description(run: Run, first: Sequence[Counts]) -> str:
         first: the micro-batches of this rank's first step.
     """
     shape, samples = run.trainee.model.config, max(1, sum(c.samples for c in first))
+    backward = Backward.of(run.trainee.model)
     parameters = list(run.trainee.model.parameters())
     sizes = [getattr(p, "ds_numel", p.numel()) for p in parameters]
     trained = sum(n for n, p in zip(sizes, parameters, strict=True) if p.requires_grad)
@@ -317,7 +318,7 @@ def _description(run: Run, first: Sequence[Counts]) -> str:
         parameters=sum(sizes),
         trained=trained,
         dtype=str(run.dtype).removeprefix("torch."),
-        flops_per_sample=sum(flops.training_flops(shape, c, Backward.of(run.trainee.model)) for c in first) / samples,
+        flops_per_sample=sum(flops.training_flops(shape, c, backward) for c in first) / samples,
     )
     memory = estimate(run.trainee, run.config, run.plan, run.dtype, run.world.device, first)
     sources = describe_sources(run.dataset, run.config.train.steps * run.plan.global_batch)

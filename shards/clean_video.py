@@ -15,7 +15,7 @@ from shards import jpeg
 from shards.clean_image import encode_image, shrunk
 from shards.config import ImageConfig, VideoConfig
 from shards.errors import SampleError
-from shards.media import FRAME_DIGITS
+from shards.media import FRAME_DIGITS, quarter_turns, shown_size
 
 EXTENSIONS = {"mov": "mp4", "mp4": "mp4", "webm": "webm", "matroska": "mkv"}
 """Containers that are kept, as ffmpeg names them; a gif always becomes pictures."""
@@ -131,8 +131,7 @@ def _kept(key: str, data: bytes, container: Any, header: _Header, config: VideoC
     duration_s = header.duration_s if header.duration_s is not None else end_s
     _check_length(key, duration_s, config)
     fps = header.fps or count / max(duration_s, 1e-6)
-    width, height = (first.width, first.height) if first.rotation % 180 == 0 else (first.height, first.width)
-    return CleanVideo({EXTENSIONS[header.container]: data}, duration_s, count, fps, width, height)
+    return CleanVideo({EXTENSIONS[header.container]: data}, duration_s, count, fps, *shown_size(first))
 
 
 def _check_whole(key: str, header: _Header, count: int, end_s: float) -> None:
@@ -198,7 +197,7 @@ def _encoded(container: Any, wanted: Sequence[int], config: VideoConfig) -> tupl
             break
         if number != waiting[-1]:
             continue
-        pixels: jpeg.Pixels = np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4)
+        pixels: jpeg.Pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame))
         size = shrunk((pixels.shape[1], pixels.shape[0]), config.short_side)
         data = encode_image(np.ascontiguousarray(pixels), size, "JPEG", settings)
         while waiting and waiting[-1] == number:  # more pictures a second than there are

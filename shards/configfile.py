@@ -98,10 +98,8 @@ def build(cls: type[T], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> T:
     try:
         merged = cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(together)))
         missing = sorted(OmegaConf.missing_keys(merged))
-        need(
-            not missing,
-            f"`{''.join(missing[:1])}` is required and not set. Add it to the configuration file or give {''.join(missing[:1])}=... .",
-        )
+        if missing:
+            raise ConfigError(f"`{missing[0]}` is required and not set. Add it to the configuration file or give {missing[0]}=... .")
         return cast(T, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError, ValueError) as e:
         raise ConfigError(f"{_explain(e)}.") from e

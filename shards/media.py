@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ def _audio(data: bytes) -> MediaFacts | None:
     return MediaFacts(info.frames / info.samplerate if info.samplerate else None, info.samplerate)
 
 
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """How often a decoded picture is turned by 90 degrees, counter-clockwise, to be as its clip asks to be shown."""
+    turned: int = frame.rotation
+    return (turned // 90) % 4
+
+
+def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Width and height of a decoded picture as its clip asks to be shown."""
+    return (frame.height, frame.width) if quarter_turns(frame) % 2 else (frame.width, frame.height)
+
+
 def _video(data: bytes) -> MediaFacts:
     try:
         with av.open(io.BytesIO(data)) as container:
@@ -67,11 +79,9 @@ def _video(data: bytes) -> MediaFacts:
             stream = container.streams.video[0]
             duration_s = None if container.duration is None else container.duration / av.time_base
             size, frames = (stream.width, stream.height), stream.frames or None
-            try:
-                first = next(container.decode(stream), None)  # it alone tells how the clip is to be turned
-            except (av.FFmpegError, ValueError, EOFError):
-                first = None
-            return MediaFacts(duration_s, None, frames, *(size[::-1] if first is not None and first.rotation % 180 else size))
+            with contextlib.suppress(av.FFmpegError, ValueError, EOFError, StopIteration):  # then the header's is all that is known
+                size = shown_size(next(container.decode(stream)))
+            return MediaFacts(duration_s, None, frames, *size)
     except (av.FFmpegError, ValueError):
         return MediaFacts()
 

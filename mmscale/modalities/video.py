@@ -17,6 +17,7 @@ from mmscale.modalities.modality import Change, Grid, Modality
 from mmscale.modalities.pixels import Bytes, cut
 from shards.configfile import need
 from shards.errors import SampleError
+from shards.media import quarter_turns
 from shards.sample import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Sample
 
 
@@ -111,7 +112,7 @@ class Video(Modality):
             for index, frame in enumerate(container.decode(container.streams.video[0])):
                 if index in wanted:
                     pixels = frame.reformat(side, side, "rgb24", interpolation="BICUBIC").to_ndarray()
-                    yield index, np.rot90(pixels, (frame.rotation // 90) % 4)  # as the clip asks to be shown
+                    yield index, np.rot90(pixels, quarter_turns(frame))
                 if index == last:
                     return
 
