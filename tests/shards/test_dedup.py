@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -123,8 +124,10 @@ def test_killed_and_repeated_it_goes_on_where_it_was(tmp_path):
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "cut").glob("features/*.arrow"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
+    everyone = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, 9)
     process.wait()
+    psutil.wait_procs(everyone, timeout=60)  # until then its half-written files count as somebody's
     assert not (tmp_path / "cut" / "manifest.parquet").exists()
     (tmp_path / "cut" / "features" / ".half.arrow.tmp").touch()
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut" / "features").glob("*.arrow")}

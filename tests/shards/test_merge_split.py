@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,9 +178,10 @@ def test_a_killed_rewrite_is_finished_with_the_same_bytes(tmp_path):
         deadline = time.monotonic() + 60
         while len(list((tmp_path / "cut").glob("*.arrow"))) < least and time.monotonic() < deadline:
             time.sleep(0.002)
+        everyone = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, 9)
         process.wait()
-        time.sleep(0.2)  # workers end when they see that their parent is gone
+        psutil.wait_procs(everyone, timeout=60)  # until then its half-written files count as somebody's
     merged([base], tmp_path / "cut", "rewrite=true", "rows_per_shard=7")
     merged([base], tmp_path / "whole", "rewrite=true", "rows_per_shard=7")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
